@@ -1,0 +1,1 @@
+"""Domain of mediahost: configuration, catalogue, stack, secrets, rendering. Never imports pyinfra."""
