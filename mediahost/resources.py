@@ -1,0 +1,94 @@
+"""What a host can be asked to have: files, directories, packages, units, users, rules, containers.
+
+Values only. `mediahost` builds them from the configuration, `facts` reads their counterparts from a host and
+`operations` compares the two. A resource never knows how it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+MARK = "Managed by mediahost"
+"""Stands in every file we own. A file without it at one of our paths was put there by somebody else."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A regular file.
+
+    `owner` and `group` are names or decimal ids. `mode` is octal digits as text ("0644").
+    `secret` content is never shown in a plan. `once` files are seeds: written when absent, then left to the
+    application that owns them. `check` is a shell command that validates the new content before it replaces
+    the old one; `{}` stands for the path of the new file.
+    """
+
+    path: str
+    content: bytes = field(repr=False)
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0644"
+    secret: bool = False
+    once: bool = False
+    check: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory; the same notation of owner, group and mode as `File` ("2775" is setgid)."""
+
+    path: str
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0755"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A local group. `gid` None lets the host choose."""
+
+    name: str
+    gid: int | None = None
+
+
+@dataclass(frozen=True)
+class User:
+    """A local user and its supplementary `groups`. `home` None means a system account without a home."""
+
+    name: str
+    uid: int | None = None
+    group: str | None = None
+    groups: tuple[str, ...] = ()
+    shell: str = "/bin/bash"
+    home: str | None = None
+    authorized_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FirewallRule:
+    """One UFW rule for traffic to this host.
+
+    `source` is a CIDR or "any"; `protocol` "tcp", "udp" or "any"; `port` "22" or a range "6881:6889".
+    `routed` rules filter what is forwarded to containers.
+    """
+
+    port: str
+    protocol: str
+    source: str = "any"
+    action: str = "allow"
+    comment: str = ""
+    routed: bool = False
+
+
+@dataclass(frozen=True)
+class Container:
+    """A compose service as it should run. `digest` is the value of the `mediahost.hash` label."""
+
+    service: str
+    image: str
+    digest: str
