@@ -1,0 +1,223 @@
+"""The compose file of a stack, with the directories, secrets and configuration files its services need.
+
+Pure: a `Stack` in, resources out. The file is data dumped by a YAML library, holds no secret value, and is the
+same bytes for the same input. Whether a container is current is told by our own label, never by compose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from mediahost.config import Settings
+from mediahost.render.seeds import config_files
+from mediahost.resources import MARK, Container, Directory, File
+from mediahost.stack import Network, Stack, StackService
+
+HASH_LABEL = "mediahost.hash"
+SERVICE_LABEL = "mediahost.service"
+"""On every container we made: one whose service is no longer in the stack is ours to remove."""
+
+# Drivers that rotate; another one (journald, syslog) refuses the options.
+_ROTATING_LOG_DRIVERS = ("json-file", "local")
+
+
+@dataclass(frozen=True)
+class ComposeArtefacts:
+    """What a stack is on a host.
+
+    `files`: compose.yaml, mounted secrets, service configurations. `directories`: what the containers mount of
+    `{stack_root}/config`, parents first. `containers`: one for each service, with the digest its label holds.
+    """
+
+    files: tuple[File, ...]
+    directories: tuple[Directory, ...]
+    containers: tuple[Container, ...]
+
+
+def compose_path(settings: Settings) -> str:
+    """Where the compose file is on the host."""
+    return f"{settings.stack_root}/compose.yaml"
+
+
+def secret_path(settings: Settings, service: str, name: str) -> str:
+    """Where the file of a mounted secret is on the host."""
+    return f"{settings.stack_root}/secrets/{service}_{name}"
+
+
+def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
+    """The artefacts of `stack`."""
+    files: list[File] = []
+    containers: list[Container] = []
+    rendered: dict[str, Any] = {}
+    for service in stack.services:
+        own_files = [*_secret_files(service, settings), *config_files(service, stack, settings)]
+        body = _service(service, settings)
+        digest = _digest(stack, body, own_files)
+        body["labels"] = {HASH_LABEL: digest, SERVICE_LABEL: service.name}
+        rendered[service.name] = body
+        containers.append(Container(service.name, service.image, digest))
+        files.extend(own_files)
+    document: dict[str, Any] = {"name": stack.name, "services": rendered}
+    document["networks"] = {network.name: _network(network) for network in stack.networks}
+    secrets = {
+        f"{service.name}_{secret.name}": {"file": secret_path(settings, service.name, secret.name)}
+        for service in stack.services
+        for secret in service.secret_files
+    }
+    if secrets:
+        document["secrets"] = secrets
+    compose = File(compose_path(settings), _dump(document), mode="0640")
+    return ComposeArtefacts(
+        files=(compose, *files),
+        directories=tuple(_directories(stack, settings, files)),
+        containers=tuple(containers),
+    )
+
+
+def _service(service: StackService, settings: Settings) -> dict[str, Any]:
+    body: dict[str, Any] = {"image": service.image, "restart": "unless-stopped"}
+    if service.user:
+        body["user"] = service.user
+    body["environment"] = dict(service.environment)
+    if service.depends_on:
+        body["depends_on"] = {name: {"condition": "service_started"} for name in service.depends_on}
+    body["networks"] = list(service.networks)
+    if service.ports:
+        body["ports"] = [
+            {
+                "target": port.container_port,
+                "published": str(port.port),
+                "protocol": port.protocol,
+                **({"host_ip": port.address} if port.address else {}),
+            }
+            for port in service.ports
+        ]
+    if service.mounts:
+        body["volumes"] = [
+            {
+                "type": "bind",
+                "source": mount.source,
+                "target": mount.target,
+                **({"read_only": True} if mount.read_only else {}),
+                # A missing source is an error, not a directory that the engine makes as root.
+                "bind": {"create_host_path": False},
+            }
+            for mount in service.mounts
+        ]
+    if service.secret_files:
+        body["secrets"] = [
+            {"source": f"{service.name}_{secret.name}", "target": secret.target} for secret in service.secret_files
+        ]
+    if service.tmpfs:
+        body["tmpfs"] = list(service.tmpfs)
+    if service.read_only:
+        body["read_only"] = True
+    if service.init:
+        body["init"] = True
+    body["cap_drop"] = ["ALL"]
+    if service.capabilities:
+        body["cap_add"] = list(service.capabilities)
+    body["security_opt"] = ["no-new-privileges:true"]
+    body["mem_limit"] = service.memory
+    body["pids_limit"] = service.pids
+    body["stop_grace_period"] = f"{service.stop_grace_period}s"
+    if service.health:
+        body["healthcheck"] = {
+            "test": list(service.health.test),
+            "interval": f"{service.health.interval}s",
+            "timeout": f"{service.health.timeout}s",
+            "retries": service.health.retries,
+            "start_period": f"{service.health.start_period}s",
+        }
+    # The driver is the engine's default; only those that rotate know the options.
+    if settings.docker_daemon_extra.get("log-driver", "json-file") in _ROTATING_LOG_DRIVERS:
+        body["logging"] = {
+            "options": {
+                "max-size": settings.docker_log_max_size,
+                "max-file": str(settings.docker_log_max_file),
+            }
+        }
+    escaped: dict[str, Any] = _escaped(body)
+    return escaped
+
+
+def _network(network: Network) -> dict[str, Any]:
+    body: dict[str, Any] = {"name": network.full_name, "driver": "bridge"}
+    if network.isolated:
+        body["driver_opts"] = {"com.docker.network.bridge.enable_icc": "false"}
+    return body
+
+
+def _escaped(value: Any) -> Any:
+    """`$` doubled in every text, or compose would interpolate it."""
+    if isinstance(value, dict):
+        return {key: _escaped(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_escaped(each) for each in value]
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _digest(stack: Stack, body: dict[str, Any], files: Iterable[File]) -> str:
+    """What the container must have been made from: its definition, mounted secrets and owned configuration.
+
+    Keyed with a random value of the vault, because everybody who may run `docker inspect` sees the label and a
+    plain hash of a short password could be searched for. A seed (`once`) belongs to the service after its
+    first start and does not count; neither does the Caddyfile, which is reloaded without a new container.
+    """
+    content = {"service": body, "files": {file.path: file.sha256 for file in files if not file.once}}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hmac.new(stack.label_key.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def _secret_files(service: StackService, settings: Settings) -> Iterable[File]:
+    for secret in service.secret_files:
+        # No newline at the end: readers take the file's whole content as the value.
+        yield File(
+            secret_path(settings, service.name, secret.name),
+            secret.value.encode(),
+            owner=secret.owner,
+            group="0",
+            mode="0400",
+            secret=True,
+        )
+
+
+def _directories(stack: Stack, settings: Settings, files: Iterable[File]) -> Iterable[Directory]:
+    """Each service's own directory, what is mounted of it, and what its configuration files lie in."""
+    paths = [PurePosixPath(file.path).parent for file in files]
+    for service in stack.services:
+        own = PurePosixPath(f"{settings.stack_root}/config/{service.name}")
+        inside = {own, *(PurePosixPath(mount.source) for mount in service.mounts), *paths}
+        writable = {PurePosixPath(mount.source): not mount.read_only for mount in service.mounts}
+        wanted: set[PurePosixPath] = set()
+        for path in inside:
+            if path.is_relative_to(own):
+                wanted.update(each for each in (path, *path.parents) if each.is_relative_to(own))
+        for path in sorted(wanted):
+            # What a container may only read belongs to root: a service cannot rewrite its own rules.
+            owner = str(service.uid) if writable.get(path, True) else "0"
+            yield Directory(str(path), owner, str(service.gid), "0750")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Indents lists below their key and never writes anchors, which hide what a line means."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    header = f"# {MARK}. Changes here are overwritten: use service_overrides in your inventory.\n"
+    body = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return (header + str(body)).encode()

@@ -1,0 +1,152 @@
+"""Configuration files that services need before their first start.
+
+A seed is written once and then belongs to the service, which rewrites it; a file marked `once=False` stays ours.
+Formats are those of the services' own sources; nothing here is shown in a plan.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from mediahost.config import Settings
+from mediahost.resources import MARK, File
+from mediahost.stack import Stack, StackService
+
+ADMIN_NAME = "admin"
+"""Web login of services that get a password from the vault."""
+
+CATEGORIES = ("movies", "tv", "music", "books")
+"""Download categories, each a directory below the completed downloads."""
+
+
+def config_files(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    """The files of one service below `{stack_root}/config/<service>`; empty for most."""
+    writer = WRITERS.get(service.name)
+    return writer(service, stack, settings) if writer else ()
+
+
+def qbittorrent_api_key(value: str) -> str:
+    """The key qBittorrent accepts for a vault value: it wants `qbt_` and 28 letters or digits."""
+    return f"qbt_{hashlib.sha256(value.encode()).hexdigest()[:28]}"
+
+
+def qbittorrent_password_hash(password: str, salt: str) -> str:
+    """`password` as qBittorrent stores it: PBKDF2-HMAC-SHA512, 100 000 rounds, 16 bytes of salt, 64 of key.
+
+    The salt comes from a secret of its own: derived from the password it would let a guess be tested with a
+    single hash instead of 100 000.
+    """
+    salt_bytes = hashlib.sha256(salt.encode()).digest()[:16]
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt_bytes, 100_000, 64)
+    return f"@ByteArray({base64.b64encode(salt_bytes).decode()}:{base64.b64encode(key).decode()})"
+
+
+def download_paths(settings: Settings) -> tuple[str, str]:
+    """(completed, incomplete) as the containers see them."""
+    if settings.layout == "trash":
+        return "/data/torrents", "/data/torrents/incomplete"
+    return "/data/downloads/complete", "/data/downloads/incomplete"
+
+
+def _file(service: StackService, settings: Settings, name: str, content: str, once: bool = True) -> File:
+    return File(
+        f"{settings.stack_root}/config/{service.name}/{name}",
+        content.encode(),
+        owner=str(service.uid),
+        group=str(service.gid),
+        mode="0600",
+        secret=True,
+        once=once,
+    )
+
+
+def _qbittorrent(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    complete, incomplete = download_paths(settings)
+    values = service.secret_values
+    # Requests through the proxy come from a container address: name those, so that a wrong password bans the
+    # client and not the proxy.
+    proxies = ";".join(str(pool["base"]) for pool in settings.docker_address_pools if "base" in pool)
+    sections: dict[str, dict[str, Any]] = {
+        "BitTorrent": {
+            "Session\\DefaultSavePath": complete,
+            "Session\\TempPath": incomplete,
+            "Session\\TempPathEnabled": "true",
+            "Session\\DisableAutoTMMByDefault": "false",
+            "Session\\Port": service.environment.get("TORRENTING_PORT", "6881"),
+        },
+        "LegalNotice": {"Accepted": "true"},
+        # The settings format these keys belong to; without it the first start runs migrations from version 0.
+        "Meta": {"MigrationVersion": "8"},
+        "Preferences": {
+            "Connection\\UPnP": "false",
+            "WebUI\\APIKey": qbittorrent_api_key(values["api_key"]),
+            "WebUI\\Address": "*",
+            "WebUI\\LocalHostAuth": "true",
+            "WebUI\\Password_PBKDF2": f'"{qbittorrent_password_hash(values["password"], values["salt"])}"',
+            "WebUI\\Port": service.web_port,
+            "WebUI\\ReverseProxySupportEnabled": "true" if proxies else "false",
+            "WebUI\\TrustedReverseProxiesList": f'"{proxies}"',
+            "WebUI\\Username": ADMIN_NAME,
+        },
+    }
+    lines = [
+        line
+        for section, keys in sections.items()
+        for line in (f"[{section}]", *(f"{key}={value}" for key, value in keys.items()), "")
+    ]
+    categories = {name: {"save_path": f"{complete}/{name}"} for name in CATEGORIES}
+    return (
+        _file(service, settings, "qBittorrent/qBittorrent.conf", "\n".join(lines)),
+        _file(service, settings, "qBittorrent/categories.json", json.dumps(categories, indent=4) + "\n"),
+    )
+
+
+def _bazarr(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    # Bazarr compares the MD5 of what is typed (bazarr/utilities/helper.py), so the vault's long random
+    # password is what protects it. Without `type` its pages are open to the whole home network.
+    password = service.secret_values["password"].encode()
+    digest = hashlib.md5(password, usedforsecurity=False).hexdigest()
+    content = {
+        "auth": {
+            "apikey": service.secret_values["api_key"],
+            "type": "form",
+            "username": ADMIN_NAME,
+            "password": digest,
+        }
+    }
+    return (_file(service, settings, "config/config.yaml", yaml.safe_dump(content, sort_keys=False)),)
+
+
+def _seerr(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    # Seerr merges this over its defaults. The regions and migrations are given because its migrations would
+    # otherwise take the file for one of an old version.
+    content = {
+        "main": {
+            "apiKey": service.secret_values["api_key"],
+            "discoverRegion": "",
+            "streamingRegion": "",
+        },
+        "migrations": ["0007_migrate_arr_tags", "0008_migrate_blacklist_to_blocklist"],
+    }
+    return (_file(service, settings, "settings.json", json.dumps(content, indent=1) + "\n"),)
+
+
+def _ddns_updater(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    # JSON has no comments; ddns-updater ignores keys it does not know.
+    content = {"_comment": MARK, "settings": [dict(entry) for entry in stack.ddns_settings]}
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    return (_file(service, settings, "config.json", text, once=False),)
+
+
+WRITERS: dict[str, Callable[[StackService, Stack, Settings], tuple[File, ...]]] = {
+    "bazarr": _bazarr,
+    "ddns-updater": _ddns_updater,
+    "qbittorrent": _qbittorrent,
+    "seerr": _seerr,
+}
