@@ -360,7 +360,7 @@ def _overrides(
         try:
             override = Override.model_validate(given)
         except ValidationError as error:
-            problems.extend(_told(host, key, item) for item in error.errors())
+            problems.extend(dict.fromkeys(_told(host, key, item) for item in error.errors()))
             continue
         problems.extend(_without_effect(catalog[name], override, host, key))
         if name in names:
@@ -369,18 +369,21 @@ def _overrides(
 
 
 def _told(host: str, key: str, item: Any) -> ConfigProblem:
-    # A union such as str | int reports one error a member; the path ends in the member's type name.
-    path = [str(part) for part in item["loc"] if str(part) not in ("str", "int", "bool", "[key]")]
+    path = [str(part) for part in item["loc"]]
+    if path[0] == "environment":
+        path = path[:2]  # a union reports one error a member, with the member's type at the end
     full = ".".join([key, *path])
     if item["type"] == "extra_forbidden":
         known = list(Override.model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
         mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         return ConfigProblem(host, full, "", f"no such key; {mend}")
-    value = "" if isinstance(item["input"], dict) else repr(item["input"])[:60]
-    if len(path) > 1 and path[0] == "environment":
-        value = ""  # an environment value may be a password somebody put in the wrong place
-    if item["type"] == "string_pattern_mismatch" and path[-1] == "memory":
+    if path[0] == "environment":
+        # The value is not shown: it may be a password in the wrong place.
+        mend = "write NAME: text or number; NAME is letters, digits and _, and starts with no digit"
+        return ConfigProblem(host, full, "", mend)
+    value = repr(item["input"])[:60]
+    if item["type"] == "string_pattern_mismatch":
         return ConfigProblem(host, full, value, "write a size such as 512m or 2g")
     return ConfigProblem(host, full, value, str(item["msg"]).removeprefix("Value error, "))
 
@@ -619,6 +622,9 @@ def _resolved(value: Any, key: str, host: str, secret: SecretSource, problems: l
 
 def _given(reference: str, key: str, host: str, secret: SecretSource, problems: list[ConfigProblem]) -> str:
     name = reference.removeprefix(SECRET_REFERENCE)
+    if not name:
+        problems.append(ConfigProblem(host, key, reference, "write the name of a vault entry after the colon"))
+        return ""
     try:
         return secret(name, GIVEN)
     except LookupError:

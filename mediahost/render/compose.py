@@ -57,13 +57,15 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     files: list[File] = []
     containers: list[Container] = []
     rendered: dict[str, Any] = {}
+    full_names = {network.name: network.full_name for network in stack.networks}
     for service in stack.services:
         own_files = [*_secret_files(service, settings), *config_files(service, stack, settings)]
         body = _service(service, settings)
         digest = _digest(stack, body, own_files)
         body["labels"] = {HASH_LABEL: digest, SERVICE_LABEL: service.name}
         rendered[service.name] = body
-        containers.append(Container(service.name, service.image, digest))
+        networks = tuple(full_names[name] for name in service.networks)
+        containers.append(Container(service.name, service.image, digest, networks))
         files.extend(own_files)
     document: dict[str, Any] = {"name": stack.name, "services": rendered}
     document["networks"] = {network.name: _network(network) for network in stack.networks}

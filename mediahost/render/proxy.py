@@ -17,7 +17,7 @@ from mediahost.stack import PROXY, Route, Stack
 _DEFAULT_POOLS = ("172.16.0.0/12",)
 
 
-def render_caddyfile(stack: Stack, settings: Settings) -> File | None:
+def render_proxy(stack: Stack, settings: Settings) -> File | None:
     """The Caddyfile of `stack`; None when it has no proxy.
 
     Caddy must reload it after a change (`caddy validate`, then `caddy reload`, both with

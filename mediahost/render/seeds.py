@@ -12,8 +12,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from mediahost.config import Settings
 from mediahost.resources import MARK, File
 from mediahost.stack import Stack, StackService
@@ -120,7 +118,8 @@ def _bazarr(service: StackService, stack: Stack, settings: Settings) -> tuple[Fi
             "password": digest,
         }
     }
-    return (_file(service, settings, "config/config.yaml", yaml.safe_dump(content, sort_keys=False)),)
+    # JSON is YAML whose texts are all quoted: a key of digits and one `e` must not be read as a number.
+    return (_file(service, settings, "config/config.yaml", json.dumps(content, indent=2) + "\n"),)
 
 
 def _seerr(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
