@@ -141,8 +141,17 @@ def refuse_weak(material: KeyMaterial, vault: Path) -> None:
 def _material(origin: str, text: str, vault: Path) -> KeyMaterial:
     if not text:
         raise _empty(origin, vault)
-    # surrogateescape: the environment may hold bytes that are not UTF-8, and they are the passphrase.
-    return KeyMaterial(origin, text.encode("utf-8", "surrogateescape"))
+    try:
+        # The environment may hold bytes that are not UTF-8, and they are the passphrase.
+        return KeyMaterial(origin, text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # holds the passphrase: it must not become anybody's __context__
+        pass
+    raise VaultError(
+        "the key cannot be used",
+        where=at(vault),
+        why=f"{origin} is not valid Unicode text",
+        mend="use letters, digits and punctuation",
+    )
 
 
 def _empty(origin: str, vault: Path) -> VaultError:
