@@ -20,9 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 # Keys that belong to pyinfra's connectors and global arguments, not to us.
 _FOREIGN_PREFIXES = ("ssh_", "_", "docker_container_", "local_", "vagrant_", "fake_")
 _USER_NAME = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")  # useradd(8), NAME_REGEX of Debian's adduser
-_SSH_KEY = re.compile(
-    r"^(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) "
-)
+_SSH_KEY = re.compile(r"^(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) ")
 _SERVICE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 _DOMAIN = re.compile(r"^(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])$")
 _SIZE = re.compile(r"^\d+[kmgKMG]$")
@@ -40,9 +38,7 @@ def _absolute_path(value: str) -> str:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError("write an absolute path without '..', such as /data")
     if len(path.parts) < 2:
-        raise ValueError(
-            "the root directory itself cannot be used; choose a directory below it, such as /data"
-        )
+        raise ValueError("the root directory itself cannot be used; choose a directory below it, such as /data")
     if re.search(r"[^A-Za-z0-9_./@+-]", value):
         raise ValueError("use letters, digits and . _ - @ + only: the path ends up in unit and compose files")
     return str(path)
@@ -139,9 +135,7 @@ class Settings(BaseModel):
     ntp_servers: list[str] = Field([], description="Time servers; empty keeps the distribution's.")
     sysctl_extra: dict[str, str] = Field({}, description="Further kernel settings: name to value.")
     journald_max_use: Size = Field("1g", description="Most disk space the journal may take.")
-    journald_max_retention: str = Field(
-        "1month", description="Oldest journal entry kept (systemd time span)."
-    )
+    journald_max_retention: str = Field("1month", description="Oldest journal entry kept (systemd time span).")
     unattended_upgrades: bool = Field(True, description="Install security updates by themselves.")
     unattended_reboot: bool = Field(False, description="Reboot when an update asks for it.")
     unattended_reboot_time: Annotated[str, AfterValidator(_clock_time)] = Field(
@@ -171,9 +165,7 @@ class Settings(BaseModel):
     admin_sudo_nopasswd: bool = Field(
         True, description="Administrators use sudo without a password (their accounts have none to type)."
     )
-    media_user: UserName = Field(
-        "media", description="The account that owns the media and runs the services."
-    )
+    media_user: UserName = Field("media", description="The account that owns the media and runs the services.")
     media_group: UserName = Field("media", description="The group that shares the media.")
     media_uid: Uid = Field(13000, description="User id of media_user, the PUID of the containers.")
     media_gid: Uid = Field(13000, description="Group id of media_group, the PGID of the containers.")
@@ -193,9 +185,7 @@ class Settings(BaseModel):
         description="Your home network: what `lan` exposure means. Narrow it to your own block.",
     )
     firewall_ssh_from: list[Network] = Field([], description="Who may reach SSH; empty means anybody.")
-    firewall_extra: list[dict[str, Any]] = Field(
-        [], description="Further rules: {port, protocol, source, comment}."
-    )
+    firewall_extra: list[dict[str, Any]] = Field([], description="Further rules: {port, protocol, source, comment}.")
     firewall_prune_foreign: bool = Field(False, description="Also delete rules that are not ours.")
 
     # docker
@@ -206,9 +196,7 @@ class Settings(BaseModel):
         None,
         description="Version to pin: 5:29.7.* (Docker's) or 26.1.* (Debian's); None takes the newest.",
     )
-    docker_hold: bool = Field(
-        True, description="Hold the packages so that only a run of mediahost updates them."
-    )
+    docker_hold: bool = Field(True, description="Hold the packages so that only a run of mediahost updates them.")
     docker_apt_url: Url = Field(
         "https://download.docker.com/linux", description="Docker's package repository, or your mirror of it."
     )
@@ -221,9 +209,7 @@ class Settings(BaseModel):
     )
     docker_log_max_size: Size = Field("10m", description="Size at which a container's log is rotated.")
     docker_log_max_file: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Rotated logs kept.")
-    docker_live_restore: bool = Field(
-        True, description="Containers go on while the engine restarts (not in Swarm)."
-    )
+    docker_live_restore: bool = Field(True, description="Containers go on while the engine restarts (not in Swarm).")
     docker_nofile_soft: Annotated[int, Field(ge=1024)] = Field(
         65536, description="Open files a container starts with."
     )
@@ -242,15 +228,11 @@ class Settings(BaseModel):
         "`split`: downloads on a disk of their own (downloads_root), imports are copies.",
     )
     data_root: AbsolutePath = Field("/data", description="Where the media live (data_root/media).")
-    downloads_root: AbsolutePath = Field(
-        "/srv/downloads", description="Where downloads go in the `split` layout."
-    )
+    downloads_root: AbsolutePath = Field("/srv/downloads", description="Where downloads go in the `split` layout.")
     media_libraries: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]] = Field(
         ["movies", "tv", "music", "books", "audiobooks", "podcasts"], description="Directories below media."
     )
-    stack_root: AbsolutePath = Field(
-        "/opt/media-server", description="Compose file, secrets and service configs."
-    )
+    stack_root: AbsolutePath = Field("/opt/media-server", description="Compose file, secrets and service configs.")
 
     # stack
     selection: Literal["home", "none"] = Field("home", description="A named set of services.")
@@ -293,9 +275,7 @@ class Settings(BaseModel):
             raise ValueError("downloads_root lies inside data_root/media; choose a directory beside it")
         if _below(self.stack_root, f"{self.data_root}/media"):
             raise ValueError("stack_root lies inside the media; services would serve their own secrets")
-        if self.registry_prefix and not re.fullmatch(
-            r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?", self.registry_prefix
-        ):
+        if self.registry_prefix and not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?", self.registry_prefix):
             raise ValueError("registry_prefix: write host[:port][/path] without https://")
         return self
 
@@ -355,20 +335,6 @@ def read(host: str, data: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         problems.extend(_told(host, item) for item in error.errors())
         raise ConfigError(problems) from None
-    if problems:
-        raise ConfigError(problems)
-    return settings
-
-
-def read_all(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:
-    """The settings of every host; raises one `ConfigError` for all of them."""
-    settings: dict[str, Settings] = {}
-    problems: list[ConfigProblem] = []
-    for host, data in hosts.items():
-        try:
-            settings[host] = read(host, data)
-        except ConfigError as error:
-            problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
     return settings

@@ -87,8 +87,12 @@ class FirewallRule:
 
 @dataclass(frozen=True)
 class Container:
-    """A compose service as it should run. `digest` is the value of the `mediahost.hash` label."""
+    """A compose service as it should run. `digest` is the value of the `mediahost.hash` label.
+
+    `networks` are the engine's names of the networks it is in; empty where it shares another's.
+    """
 
     service: str
     image: str
     digest: str
+    networks: tuple[str, ...] = ()

@@ -1,0 +1,536 @@
+"""Everything a run needs to know of a host, read by one POSIX-sh script in one remote exec.
+
+The script only reads. It needs no Python, no Docker client and no bash on the target; what is not installed yet
+simply yields nothing. `parse` is pure, so it is tested on recorded output.
+
+Why one script: pyinfra caches no fact, each is a remote exec of 10-60 ms plus sudo, and a stack has hundreds of
+things to look at (reference: docs/decisions/one-snapshot.md).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pyinfra.api import FactBase
+
+STATE_DIRECTORY = "/var/lib/mediahost"
+"""What mediahost remembers on a host: the manifest of owned files, pending restarts, verified keys."""
+
+LOCK_FILE = "/run/mediahost/lock"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to look at. Paths, package names and the like come from our own model: no blanks, no quotes."""
+
+    paths: frozenset[str] = frozenset()
+    contents: frozenset[str] = frozenset()
+    packages: frozenset[str] = frozenset()
+    units: frozenset[str] = frozenset()
+    users: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+    sysctls: frozenset[str] = frozenset()
+
+    def __or__(self, other: Request) -> Request:
+        return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class PathState:
+    """A path that exists. `mode` is octal digits without leading zeros, sha256 only for regular files."""
+
+    kind: str
+    mode: str
+    uid: str
+    gid: str
+    owner: str
+    group: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class PackageState:
+    """A package dpkg knows. `held` is dpkg's selection, `installed` means configured as well."""
+
+    version: str
+    installed: bool
+    held: bool
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A systemd unit as `systemctl show` tells it."""
+
+    load: str
+    active: str
+    sub: str
+    enabled: str
+    needs_daemon_reload: bool
+
+
+@dataclass(frozen=True)
+class UserState:
+    """An entry of passwd plus the names of all its groups that were asked for."""
+
+    uid: int
+    gid: int
+    home: str
+    shell: str
+    groups: frozenset[str]
+
+
+@dataclass(frozen=True)
+class ContainerState:
+    """A container that carries our label."""
+
+    id: str
+    service: str
+    digest: str
+    image: str
+    state: str
+    health: str
+    networks: frozenset[str]
+    project: str = ""
+
+
+@dataclass(frozen=True)
+class Os:
+    """Which distribution this is. `id` and `codename` as in os-release(5), `architecture` as dpkg names it."""
+
+    id: str = "debian"
+    codename: str = "trixie"
+    version: str = "13"
+    architecture: str = "amd64"
+
+
+@dataclass(frozen=True)
+class LockState:
+    """The run lock: what its holder wrote, and whether the holder's login session still lives."""
+
+    holder: str
+    alive: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one exec saw."""
+
+    os: Os = Os()
+    paths: dict[str, PathState] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, PackageState] = field(default_factory=dict)
+    units: dict[str, UnitState] = field(default_factory=dict)
+    users: dict[str, UserState] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+    sysctls: dict[str, str] = field(default_factory=dict)
+    sshd: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    timezone: str = ""
+    ufw_enabled: bool = False
+    ufw_defaults: dict[str, str] = field(default_factory=dict)
+    ufw_tuples: tuple[str, ...] = ()
+    iptables: tuple[str, ...] = ()
+    ip6tables: tuple[str, ...] = ()
+    engine_version: str = ""
+    containers: tuple[ContainerState, ...] = ()
+    pending: frozenset[str] = frozenset()
+    manifest: dict[str, str] = field(default_factory=dict)
+    secrets_present: frozenset[str] = frozenset()
+    lock: LockState | None = None
+    free_mib: dict[str, int] = field(default_factory=dict)
+    ssh_port: int = 22
+
+
+class UnreadableSnapshotError(Exception):
+    """The collector's output ended early or a section is missing: nothing may be concluded from it."""
+
+
+# Sections end with a line "#end NAME", so that a truncated output is noticed.
+_SCRIPT = r"""
+export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+section() { printf '#begin %s\n' "$1"; }
+end() { printf '#end %s\n' "$1"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+# cat with no fork: the files read here are small
+show() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\n' "$line"; done <"$1"; }
+
+section os
+. /etc/os-release
+printf '%s %s %s %s\n' "$ID" "${UBUNTU_CODENAME:-${VERSION_CODENAME:--}}" "${VERSION_ID:--}" \
+  "$(dpkg --print-architecture)"
+end os
+
+section timezone
+readlink /etc/localtime
+end timezone
+
+section paths
+if [ -n "$PATHS$MANIFEST_PATHS" ]; then
+  stat -c '%f %u %g %U %G %n' $PATHS 2>/dev/null
+fi
+end paths
+
+section sums
+if [ -n "$SUMS" ]; then sha256sum $SUMS 2>/dev/null; fi
+end sums
+
+section contents
+for file in $CONTENTS; do
+  [ -f "$file" ] || continue
+  printf '#file %s\n' "$file"
+  while IFS= read -r line || [ -n "$line" ]; do printf '|%s\n' "$line"; done <"$file"
+done
+end contents
+
+section packages
+[ -z "$PACKAGES" ] || dpkg-query -W -f '${Package} ${db:Status-Abbrev}|${Version}\n' $PACKAGES 2>/dev/null
+end packages
+
+section units
+[ -z "$UNITS" ] || systemctl show -p LoadState -p ActiveState -p SubState -p UnitFileState \
+  -p NeedDaemonReload $UNITS 2>/dev/null
+end units
+
+section users
+[ -z "$USERS" ] || getent passwd $USERS
+end users
+section groups
+[ -z "$GROUPS_" ] || getent group $GROUPS_
+end groups
+
+section sysctls
+for key in $SYSCTLS; do
+  file=/proc/sys/$(printf '%s' "$key" | tr . /)
+  if [ -r "$file" ]; then read -r value <"$file"; printf '%s=%s\n' "$key" "$value"; fi
+done
+end sysctls
+
+section sshd
+if have sshd; then
+  sshd -T 2>&1
+fi
+end sshd
+
+section ufw
+if [ -f /etc/ufw/ufw.conf ]; then
+  show /etc/ufw/ufw.conf
+  show /etc/default/ufw
+  for file in /etc/ufw/user.rules /etc/ufw/user6.rules; do
+    [ ! -f "$file" ] || grep '^### tuple ###' "$file" | sed "s|^|${file##*/} |"
+  done
+fi
+end ufw
+
+section iptables
+if have iptables; then iptables -S 2>/dev/null | grep -e '^-P' -e ufw-before-input -e DOCKER-USER -e mediahost; fi
+end iptables
+section ip6tables
+if have ip6tables; then
+  ip6tables -S 2>/dev/null | grep -e '^-P' -e ufw6-before-input -e DOCKER-USER -e mediahost
+fi
+end ip6tables
+
+section engine
+socket=/run/docker.sock
+if [ -S "$socket" ] && have curl; then
+  ask() { curl -s -m 20 --unix-socket "$socket" "http://engine$1"; echo; }
+  ask /version
+  ask '/containers/json?all=1&filters=%7B%22label%22%3A%5B%22mediahost.service%22%5D%7D'
+fi
+end engine
+
+section pending
+for file in "$STATE"/pending/*; do [ ! -e "$file" ] || printf '%s\n' "${file##*/}"; done
+end pending
+
+section manifest
+[ ! -f "$STATE/manifest" ] || show "$STATE/manifest"
+end manifest
+
+section lock
+if [ -f "$LOCK" ]; then
+  show "$LOCK"
+  read -r pid started rest <"$LOCK"
+  alive=no
+  if [ -r "/proc/$pid/stat" ]; then
+    read -r stat <"/proc/$pid/stat"
+    # field 22, counted after the command name, which may hold blanks
+    set -- ${stat##*) }
+    [ "${20}" != "$started" ] || alive=yes
+  fi
+  printf 'alive=%s\n' "$alive"
+fi
+end lock
+
+section disk
+df -Pm / /var /tmp $DISKS 2>/dev/null | tail -n +2
+end disk
+
+section connection
+# sudo drops SSH_CONNECTION; an ancestor of this shell still has it
+pid=$$
+while [ "$pid" -gt 1 ]; do
+  found=$(tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | sed -n 's/^SSH_CONNECTION=//p')
+  [ -z "$found" ] || break
+  read -r stat <"/proc/$pid/stat"
+  set -- ${stat##*) }
+  pid=$2
+done
+printf '%s\n' "$found"
+end connection
+"""
+
+_SECTIONS = [
+    "os",
+    "timezone",
+    "paths",
+    "sums",
+    "contents",
+    "packages",
+    "units",
+    "users",
+    "groups",
+    "sysctls",
+    "sshd",
+    "ufw",
+    "iptables",
+    "ip6tables",
+    "engine",
+    "pending",
+    "manifest",
+    "lock",
+    "disk",
+    "connection",
+]
+
+
+def script(request: Request) -> str:
+    """The collector with the names of `request` filled in."""
+
+    def words(names: Iterable[str]) -> str:
+        return shlex.quote(" ".join(sorted(names)))
+
+    head = [
+        f"PATHS={words(request.paths | request.contents)}",
+        f"SUMS={words(request.paths)}",
+        f"CONTENTS={words(request.contents)}",
+        f"PACKAGES={words(request.packages)}",
+        f"UNITS={words(request.units)}",
+        f"USERS={words(request.users)}",
+        f"GROUPS_={words(request.groups)}",
+        f"SYSCTLS={words(request.sysctls)}",
+        f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE} MANIFEST_PATHS= DISKS=",
+    ]
+    return "\n".join(head) + _SCRIPT
+
+
+def parse(lines: Sequence[str], request: Request) -> Snapshot:
+    """The snapshot that the collector's output tells.
+
+    Raises `UnreadableSnapshotError` when a section is missing or was cut off.
+    """
+    sections = _split(lines)
+    (os_line,) = sections["os"] or ["debian - - amd64"]
+    paths = _paths(sections["paths"], sections["sums"])
+    ufw = _ufw(sections["ufw"])
+    engine = [line for line in sections["engine"] if line.strip()]
+    groups = [line.split(":") for line in sections["groups"]]
+    return Snapshot(
+        os=Os(*os_line.split()),
+        paths=paths,
+        contents=_contents(sections["contents"]),
+        packages=_packages(sections["packages"]),
+        units=_units(sections["units"], sorted(request.units)),
+        users=_users(sections["users"], groups),
+        groups={parts[0]: int(parts[2]) for parts in groups if len(parts) >= 3},
+        sysctls=dict(line.split("=", 1) for line in sections["sysctls"]),
+        sshd=_sshd(sections["sshd"]),
+        timezone=(sections["timezone"] or [""])[0].partition("zoneinfo/")[2],
+        ufw_enabled=ufw.get("ENABLED") == "yes",
+        ufw_defaults=ufw,
+        ufw_tuples=tuple(line for line in sections["ufw"] if "### tuple ###" in line),
+        iptables=tuple(sections["iptables"]),
+        ip6tables=tuple(sections["ip6tables"]),
+        engine_version=_engine_version(engine),
+        containers=_containers(engine),
+        pending=frozenset(sections["pending"]),
+        manifest=dict(_manifest_line(line) for line in sections["manifest"] if line),
+        lock=_lock(sections["lock"]),
+        free_mib=_disk(sections["disk"]),
+        ssh_port=_ssh_port(sections["connection"]),
+    )
+
+
+def _split(lines: Sequence[str]) -> dict[str, list[str]]:
+    sections: dict[str, list[str]] = {}
+    name: str | None = None
+    body: list[str] = []
+    for line in lines:
+        if line.startswith("#begin "):
+            name, body = line.removeprefix("#begin ").strip(), []
+        elif name is not None and line.strip() == f"#end {name}":
+            sections[name], name = body, None
+        elif name is not None:
+            body.append(line)
+    missing = [section for section in _SECTIONS if section not in sections]
+    if missing:
+        raise UnreadableSnapshotError(f"the host's state could not be read completely; missing: {', '.join(missing)}")
+    return sections
+
+
+_KINDS = {0o100000: "file", 0o040000: "directory", 0o120000: "link"}
+
+
+def _paths(stats: Sequence[str], sums: Sequence[str]) -> dict[str, PathState]:
+    digests = {path: digest for digest, path in (line.split("  ", 1) for line in sums if "  " in line)}
+    states: dict[str, PathState] = {}
+    for line in stats:
+        raw, uid, gid, owner, group, path = line.split(" ", 5)
+        bits = int(raw, 16)
+        kind = _KINDS.get(bits & 0o170000, "other")
+        states[path] = PathState(kind, f"{bits & 0o7777:o}", uid, gid, owner, group, digests.get(path, ""))
+    return states
+
+
+def _contents(lines: Sequence[str]) -> dict[str, str]:
+    contents: dict[str, str] = {}
+    path = ""
+    for line in lines:
+        if line.startswith("#file "):
+            path = line.removeprefix("#file ")
+            contents[path] = ""
+        elif line.startswith("|"):
+            contents[path] += line[1:] + "\n"
+    return contents
+
+
+def _packages(lines: Sequence[str]) -> dict[str, PackageState]:
+    states: dict[str, PackageState] = {}
+    for line in lines:
+        left, _, version = line.partition("|")
+        name, _, status = left.partition(" ")
+        if status[1:2] in ("", "n"):
+            continue
+        states[name] = PackageState(version, installed=status[1:2] == "i", held=status[:1] == "h")
+    return states
+
+
+def _units(lines: Sequence[str], names: Sequence[str]) -> dict[str, UnitState]:
+    """`systemctl show A B` prints the properties of each in the order asked, blank lines between."""
+    blocks: list[dict[str, str]] = [{}]
+    for line in lines:
+        if not line.strip():
+            blocks.append({})
+        else:
+            key, _, value = line.partition("=")
+            blocks[-1][key] = value
+    blocks = [block for block in blocks if block]
+    if len(blocks) != len(names):
+        return {}
+    return {
+        name: UnitState(
+            load=block.get("LoadState", ""),
+            active=block.get("ActiveState", ""),
+            sub=block.get("SubState", ""),
+            enabled=block.get("UnitFileState", ""),
+            needs_daemon_reload=block.get("NeedDaemonReload") == "yes",
+        )
+        for name, block in zip(names, blocks, strict=True)
+    }
+
+
+def _users(lines: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, UserState]:
+    states: dict[str, UserState] = {}
+    for line in lines:
+        name, _, uid, gid, _, home, shell = line.split(":")[:7]
+        member_of = frozenset(
+            parts[0] for parts in groups if len(parts) >= 4 and (name in parts[3].split(",") or parts[2] == gid)
+        )
+        states[name] = UserState(int(uid), int(gid), home, shell, member_of)
+    return states
+
+
+def _sshd(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    effective: dict[str, tuple[str, ...]] = {}
+    for line in lines:
+        key, _, value = line.partition(" ")
+        effective[key.lower()] = (*effective.get(key.lower(), ()), value)
+    return effective
+
+
+def _ufw(lines: Sequence[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for line in lines:
+        key, separator, value = line.partition("=")
+        if separator and key.isupper() or key.replace("_", "").isupper():
+            values[key] = value.strip().strip('"')
+    return values
+
+
+def _engine_version(lines: Sequence[str]) -> str:
+    try:
+        return str(json.loads(lines[0])["Version"]) if lines else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _containers(lines: Sequence[str]) -> tuple[ContainerState, ...]:
+    try:
+        listed: list[dict[str, Any]] = json.loads(lines[1]) if len(lines) > 1 else []
+    except ValueError:
+        return ()
+    return tuple(
+        ContainerState(
+            id=item["Id"],
+            service=item["Labels"].get("mediahost.service", ""),
+            digest=item["Labels"].get("mediahost.hash", ""),
+            image=item["Image"],
+            state=item["State"],
+            health=_health(item["Status"]),
+            networks=frozenset((item.get("NetworkSettings") or {}).get("Networks") or {}),
+            project=item["Labels"].get("com.docker.compose.project", ""),
+        )
+        for item in listed
+    )
+
+
+def _health(status: str) -> str:
+    for word in ("unhealthy", "healthy", "starting"):
+        if word in status.partition("(")[2]:
+            return word
+    return "none"
+
+
+def _manifest_line(line: str) -> tuple[str, str]:
+    path, _, unit = line.partition("\t")
+    return path, unit
+
+
+def _lock(lines: Sequence[str]) -> LockState | None:
+    if len(lines) < 2:
+        return None
+    return LockState(holder=" ".join(lines[0].split()[2:]), alive="alive=yes" in lines)
+
+
+def _disk(lines: Sequence[str]) -> dict[str, int]:
+    return {parts[5]: int(parts[3]) for parts in (line.split() for line in lines) if len(parts) >= 6}
+
+
+def _ssh_port(lines: Sequence[str]) -> int:
+    parts = (lines or [""])[0].split()
+    return int(parts[3]) if len(parts) == 4 else 22
+
+
+class HostSnapshot(FactBase[list[str]]):
+    """The collector's raw output. The script travels on stdin, so its length has no limit."""
+
+    default = list
+
+    def command(self) -> str:
+        return "sh -s"
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return list(output)

@@ -1,0 +1,178 @@
+"""Every default, generated from mediahost/config.py by `python -m mediahost.reference`.
+
+Do not change values here: set them in your inventory, for a host or a group. `_sudo` tells pyinfra to become root.
+"""
+
+_sudo = True
+
+# Time zone of the host and of every container.
+timezone = 'Etc/UTC'
+
+# Further packages to install, by name.
+packages_extra = []
+
+# Time servers; empty keeps the distribution's.
+ntp_servers = []
+
+# Further kernel settings: name to value.
+sysctl_extra = {}
+
+# Most disk space the journal may take.
+journald_max_use = '1g'
+
+# Oldest journal entry kept (systemd time span).
+journald_max_retention = '1month'
+
+# Install security updates by themselves.
+unattended_upgrades = True
+
+# Reboot when an update asks for it.
+unattended_reboot = False
+
+# When such a reboot may happen, host time.
+unattended_reboot_time = '04:30'
+
+# Packages (regular expressions) that unattended upgrades leave alone: an update of these would stop
+# containers or break a running transcode.
+unattended_blacklist = ['docker-ce',
+ 'docker-ce-cli',
+ 'containerd\\.io',
+ 'docker\\.io',
+ 'containerd',
+ 'nvidia',
+ 'libnvidia',
+ 'linux-modules-nvidia',
+ 'plexmediaserver']
+
+# Administrators: name to public keys (key lines or paths of .pub files on this machine).
+admins = {}
+
+# Administrators use sudo without a password (their accounts have none to type).
+admin_sudo_nopasswd = True
+
+# The account that owns the media and runs the services.
+media_user = 'media'
+
+# The group that shares the media.
+media_group = 'media'
+
+# User id of media_user, the PUID of the containers.
+media_uid = 13000
+
+# Group id of media_group, the PGID of the containers.
+media_gid = 13000
+
+# Port of the SSH server.
+sshd_port = 22
+
+# Whether root may log in with a key.
+sshd_permit_root_login = 'prohibit-password'
+
+# Tries in one connection.
+sshd_max_auth_tries = 4
+
+# Seconds to log in.
+sshd_login_grace_time = 30
+
+# Manage UFW. False leaves the host's firewall as it is.
+firewall = True
+
+# Your home network: what `lan` exposure means. Narrow it to your own block.
+firewall_lan = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', 'fc00::/7', 'fe80::/10']
+
+# Who may reach SSH; empty means anybody.
+firewall_ssh_from = []
+
+# Further rules: {port, protocol, source, comment}.
+firewall_extra = []
+
+# Also delete rules that are not ours.
+firewall_prune_foreign = False
+
+# Docker's own packages, or the distribution's.
+docker_source = 'docker'
+
+# Version to pin: 5:29.7.* (Docker's) or 26.1.* (Debian's); None takes the newest.
+docker_version = None
+
+# Hold the packages so that only a run of mediahost updates them.
+docker_hold = True
+
+# Docker's package repository, or your mirror of it.
+docker_apt_url = 'https://download.docker.com/linux'
+
+# Fingerprint its signing key must have.
+docker_apt_fingerprint = '9DC858229FC7DD38854AE2D88D81803C0EBFCD88'
+
+# Address blocks for container networks. Docker's own choice collides with home networks.
+docker_address_pools = [{'base': '172.30.0.0/16', 'size': 24}]
+
+# Size at which a container's log is rotated.
+docker_log_max_size = '10m'
+
+# Rotated logs kept.
+docker_log_max_file = 3
+
+# Containers go on while the engine restarts (not in Swarm).
+docker_live_restore = True
+
+# Open files a container starts with.
+docker_nofile_soft = 65536
+
+# Open files a container may ask for.
+docker_nofile_hard = 1048576
+
+# Registries without TLS, host:port.
+docker_insecure_registries = []
+
+# Further keys of daemon.json; ours win nothing over them.
+docker_daemon_extra = {}
+
+# `trash`: downloads and media below one data_root, imports are hardlinks. `split`: downloads on a disk of
+# their own (downloads_root), imports are copies.
+layout = 'trash'
+
+# Where the media live (data_root/media).
+data_root = '/data'
+
+# Where downloads go in the `split` layout.
+downloads_root = '/srv/downloads'
+
+# Directories below media.
+media_libraries = ['movies', 'tv', 'music', 'books', 'audiobooks', 'podcasts']
+
+# Compose file, secrets and service configs.
+stack_root = '/opt/media-server'
+
+# A named set of services.
+selection = 'home'
+
+# Services beside those of the selection.
+services = []
+
+# Services of the selection you do not want.
+services_disabled = []
+
+# Per service: image, exposure, route, memory, environment, host_port.
+service_overrides = {}
+
+# Accept services whose upstream is dead.
+allow_retired = False
+
+# Put before every image name: a registry mirror such as registry.example.org:5000.
+registry_prefix = ''
+
+# Seconds a service has to become healthy.
+compose_wait_timeout = 300
+
+# Your domain: services get https://NAME.domain. None: http://NAME.HOST.home.arpa.
+domain = None
+
+# Certificates: from Let's Encrypt, from Caddy's own authority, or none (no domain: off).
+proxy_tls = 'acme'
+
+# Where Let's Encrypt sends warnings.
+acme_email = None
+
+# ddns-updater's settings; write a secret as `secret:NAME` and keep it in the vault.
+ddns_settings = []

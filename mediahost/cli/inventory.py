@@ -1,0 +1,58 @@
+"""The inventory argument that every command takes, and its hosts' data as pyinfra merges them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def inventory_argument(function: Function) -> Function:
+    """Adds `INVENTORY`, by default inventories/home.py."""
+    return click.argument(
+        "inventory",
+        type=click.Path(path_type=Path),
+        default=Path("inventories/home.py"),
+        required=False,
+    )(function)
+
+
+class BadInput(click.ClickException):
+    """What the user gave cannot be used; nothing was touched."""
+
+    exit_code = 2
+
+
+def check_exists(inventory: Path) -> None:
+    """Raises `BadInput` when there is no such file, with the mend."""
+    if not inventory.is_file():
+        raise BadInput(
+            f"{inventory}: no such inventory. Copy inventories/home.py, or name one: mediahost COMMAND INVENTORY"
+        )
+
+
+def host_data(inventory: Path) -> dict[str, dict[str, Any]]:
+    """Host name to merged data, read by pyinfra itself so that groups and overrides count as in a run.
+
+    No host is contacted. Raises `BadInput` when the inventory cannot be read.
+    """
+    check_exists(inventory)
+    command = [sys.executable, "-m", "pyinfra", str(inventory), "debug-inventory", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        listed = json.loads(result.stdout)
+    except ValueError:
+        raise BadInput(f"{inventory}: pyinfra cannot read it:\n{last_words(result.stderr)}") from None
+    return {item["name"]: item["data"] for item in listed}
+
+
+def last_words(text: str, lines: int = 12) -> str:
+    """The end of a program's output, without empty lines."""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])

@@ -1,0 +1,116 @@
+"""Runs pyinfra with deploy.py, as a user would by hand, and follows what it tells.
+
+There is no second implementation of anything here: `plan` is `pyinfra INVENTORY deploy.py --dry`, `apply` is
+`pyinfra INVENTORY deploy.py -y`; the words come from the run's own events (operations/report.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mediahost.cli.inventory import BadInput, check_exists, last_words
+
+DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy.py"
+Event = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """What a run told. `changes` holds (host, operation, what); `seconds` is wall-clock time."""
+
+    exit_code: int = 0
+    hosts: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+    changes: list[tuple[str, str, str]] = field(default_factory=list)
+    done: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    notices: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    log: str = ""
+
+    @property
+    def failed_hosts(self) -> list[str]:
+        """Hosts that are not as wanted after the run."""
+        return sorted({host for host, _ in self.failed} | set(self.unreachable))
+
+
+def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | None = None) -> Outcome:
+    """One run of deploy.py.
+
+    `follow` gets every event as it comes. Raises `BadInput` when the configuration is refused.
+    """
+    check_exists(inventory)
+    outcome = Outcome()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mediahost-") as directory:
+        events, log = Path(directory) / "events", Path(directory) / "log"
+        events.touch()
+        command = [sys.executable, "-m", "pyinfra", str(inventory), str(DEPLOY), *options]
+        environment = {**os.environ, "MEDIAHOST_EVENTS": str(events), "PYTHONUNBUFFERED": "1"}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
+            try:
+                for event in _events(events, process):
+                    _note(outcome, event)
+                    if follow is not None:
+                        follow(event)
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+        outcome.exit_code = process.returncode
+        outcome.log = log.read_text()
+    outcome.seconds = time.monotonic() - started
+    if not outcome.hosts and not outcome.unreachable and outcome.exit_code:
+        # The deploy was never loaded: nobody could be reached, or the inventory is broken.
+        outcome.failed = []
+    return outcome
+
+
+def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[Event]:
+    with path.open() as file:
+        while True:
+            ended = process.poll() is not None
+            for line in file:
+                yield json.loads(line)
+            if ended:
+                return
+            time.sleep(0.05)  # a display's refresh, nothing waits on it
+
+
+def _note(outcome: Outcome, event: Event) -> None:
+    kind = event["event"]
+    host = event.get("host", "")
+    if kind == "host":
+        outcome.hosts.append(host)
+    elif kind == "unreachable":
+        outcome.unreachable.append(host)
+    elif kind in ("planned", "change"):
+        outcome.changes.append((host, event["operation"], event["what"]))
+    elif kind == "done":
+        outcome.done.append((host, event["operation"]))
+    elif kind == "failed":
+        outcome.failed.append((host, event["operation"]))
+    elif kind == "refused":
+        outcome.refused.append((host, event["what"]))
+    elif kind == "notice":
+        outcome.notices.append((host, event["what"]))
+    elif kind == "bad input":
+        raise BadInput(event["message"])
+
+
+def reason(outcome: Outcome) -> str:
+    """Why a run failed, from the end of its log."""
+    return last_words(outcome.log)

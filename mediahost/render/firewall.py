@@ -1,0 +1,121 @@
+"""Firewall rules from exposure: what UFW lets in to the host, and what DOCKER-USER lets through to containers.
+
+Docker forwards published ports before UFW's input rules see them, so a port needs both: a UFW rule for what
+arrives on the host itself (docker-proxy, IPv6) and a DOCKER-USER rule for what is forwarded. Both are derived
+from the same exposure here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable
+from typing import Protocol
+
+from mediahost.config import Settings
+from mediahost.resources import FirewallRule
+
+AFTER_PATHS = {4: "/etc/ufw/after.rules", 6: "/etc/ufw/after6.rules"}
+BLOCK_BEGIN = "# BEGIN mediahost: published container ports"
+BLOCK_END = "# END mediahost"
+COMMENT = "mediahost"
+
+
+class Exposed(Protocol):
+    """A published port: `exposure` is wan, lan or localhost."""
+
+    @property
+    def port(self) -> int: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def exposure(self) -> str: ...
+    @property
+    def service(self) -> str: ...
+
+
+def host_rules(settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterable[int]) -> tuple[FirewallRule, ...]:
+    """UFW rules, SSH first: it must be open before the firewall is switched on.
+
+    `ssh_ports` holds the wanted port and the one the present connection uses, so that neither is closed.
+    """
+    rules = [
+        FirewallRule(str(port), "tcp", source, comment=f"{COMMENT} ssh")
+        for port in sorted({settings.sshd_port, *ssh_ports})
+        for source in (settings.firewall_ssh_from or ["any"])
+    ]
+    for port in sorted(exposed, key=lambda item: (item.port, item.protocol)):
+        for source in _sources(settings, port.exposure):
+            rules.append(FirewallRule(str(port.port), port.protocol, source, comment=f"{COMMENT} {port.service}"))
+    for extra in settings.firewall_extra:
+        rules.append(
+            FirewallRule(
+                str(extra["port"]),
+                str(extra.get("protocol", "tcp")),
+                str(extra.get("source", "any")),
+                comment=f"{COMMENT} {extra.get('comment', 'extra')}",
+            )
+        )
+    return tuple(dict.fromkeys(rules))
+
+
+def container_rules(settings: Settings, exposed: Iterable[Exposed], version: int) -> tuple[str, ...]:
+    """Arguments of `-A DOCKER-USER` for IP `version` 4 or 6, in order, without the marking comment."""
+    rules = [
+        "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+        # What was not sent to a published port is Docker's own business.
+        "-m conntrack ! --ctstate DNAT -j RETURN",
+    ]
+    pools = [str(pool["base"]) for pool in settings.docker_address_pools]
+    for port in sorted(exposed, key=lambda item: (item.port, item.protocol)):
+        if port.exposure == "localhost":
+            continue
+        sources = ["any"] if port.exposure == "wan" else [*settings.firewall_lan, *pools]
+        for source in sources:
+            if source != "any" and ipaddress.ip_network(source).version != version:
+                continue
+            origin = "" if source == "any" else f"-s {source} "
+            rules.append(f"{origin}-p {port.protocol} -m conntrack --ctorigdstport {port.port} -j RETURN")
+    rules.append("-j DROP")
+    return tuple(dict.fromkeys(rules))
+
+
+def container_block(settings: Settings, exposed: Iterable[Exposed], version: int) -> str:
+    """The block of after.rules that holds `container_rules`; each rule carries a comment that names it."""
+    marked = [f"-A DOCKER-USER {_with_comment(rule, mark)}" for rule, mark in _marks(settings, exposed, version)]
+    return "\n".join((BLOCK_BEGIN, "*filter", ":DOCKER-USER - [0:0]", *marked, "COMMIT", BLOCK_END)) + "\n"
+
+
+def container_marks(settings: Settings, exposed: Iterable[Exposed], version: int) -> tuple[str, ...]:
+    """The comments that must stand in DOCKER-USER, in this order: a digest of the set and a number."""
+    return tuple(mark for _, mark in _marks(settings, exposed, version))
+
+
+def with_block(present: str, block: str) -> str:
+    """`present` with our block put in the place of the old one, or at the end."""
+    before, found, rest = present.partition(BLOCK_BEGIN)
+    if not found:
+        return present.rstrip("\n") + "\n" + block
+    _, ended, after = rest.partition(BLOCK_END + "\n")
+    return before + block + (after if ended else "")
+
+
+def without_block(present: str) -> str:
+    """`present` without our block."""
+    before, found, rest = present.partition(BLOCK_BEGIN)
+    return before + rest.partition(BLOCK_END + "\n")[2] if found else present
+
+
+def _marks(settings: Settings, exposed: Iterable[Exposed], version: int) -> list[tuple[str, str]]:
+    rules = container_rules(settings, exposed, version)
+    digest = hashlib.sha256("\n".join(rules).encode()).hexdigest()[:12]
+    return [(rule, f"mediahost:{digest}:{number}") for number, rule in enumerate(rules)]
+
+
+def _with_comment(rule: str, mark: str) -> str:
+    matches, _, target = rule.rpartition("-j ")
+    return f"{matches}-m comment --comment {mark} -j {target}"
+
+
+def _sources(settings: Settings, exposure: str) -> list[str]:
+    return {"wan": ["any"], "lan": list(settings.firewall_lan)}.get(exposure, [])

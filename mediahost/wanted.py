@@ -1,0 +1,73 @@
+"""All that one host should be: the settings, the stack and every artefact derived from them, as values.
+
+The single place where the renderers are put together. `deploy.py`, `mediahost render` and the benchmarks all
+start from here, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mediahost.catalog import Service
+from mediahost.config import Settings
+from mediahost.render import base, docker, proxy, ssh, users
+from mediahost.render.compose import render_compose
+from mediahost.render.tree import render_tree
+from mediahost.resources import Container, Directory, File
+from mediahost.stack import Stack, build_stack
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One host as it should be.
+
+    `stack_files` are the compose file, secrets and seeds; `owned` maps every path we own to the unit that depends
+    on it ("" for none).
+    """
+
+    host: str
+    settings: Settings
+    stack: Stack
+    directories: tuple[Directory, ...]
+    stack_files: tuple[File, ...]
+    proxy_file: File | None
+    containers: tuple[Container, ...]
+    owned: Mapping[str, str]
+
+
+def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret: Callable[[str, str], str]) -> Wanted:
+    """What `host` should be.
+
+    `secret(entry, kind)` gives the value of a vault entry and makes one of that kind when there is none.
+    Raises `ConfigError` with every problem of the stack.
+    """
+    stack = build_stack(settings, catalog, host, secret)
+    artefacts = render_compose(stack, settings)
+    proxy_file = proxy.render_proxy(stack, settings)
+    directories = {directory.path: directory for directory in render_tree(settings, stack)}
+    directories |= {directory.path: directory for directory in artefacts.directories}
+    host_files = [
+        *base.apt_files(settings),
+        base.sysctl_file(settings),
+        base.journald_file(settings),
+        ssh.drop_in(settings),
+    ]
+    optional = [users.sudoers(settings), docker.pin_file(settings), proxy_file]
+    seeds = {file.path for file in artefacts.files if file.once}
+    owned = {file.path: "" for file in (*host_files, *artefacts.files, *filter(None, optional))}
+    timesyncd = base.timesyncd_file(settings)
+    if timesyncd is not None:
+        owned[timesyncd.path] = "systemd-timesyncd.service"
+    if settings.docker_source == "docker":
+        owned |= {docker.SOURCE_PATH: "", docker.KEYRING_PATH: ""}
+    return Wanted(
+        host=host,
+        settings=settings,
+        stack=stack,
+        directories=tuple(sorted(directories.values(), key=lambda directory: directory.path)),
+        stack_files=artefacts.files,
+        proxy_file=proxy_file,
+        containers=artefacts.containers,
+        owned={path: unit for path, unit in owned.items() if path not in seeds},
+    )

@@ -1,0 +1,120 @@
+"""Stage base: package settings, packages, time, kernel settings, journal, unattended upgrades."""
+
+from __future__ import annotations
+
+import shlex
+
+from pyinfra.api import deploy, operation
+
+from facts.snapshot import Request, Snapshot
+from mediahost.config import Settings
+from mediahost.render import base as wanted
+from operations import apt, files, units
+from operations.convergence import Step, converge
+
+JOURNALD = "systemd-journald.service"
+TIMESYNCD = "systemd-timesyncd.service"
+
+
+def request(settings: Settings) -> Request:
+    """What the snapshot must look at for this stage."""
+    return Request(
+        packages=frozenset((*wanted.packages(settings), "chrony", "systemd-timesyncd")),
+        units=frozenset((JOURNALD, TIMESYNCD, "chrony.service")),
+        sysctls=frozenset(wanted.sysctls(settings)),
+        paths=frozenset((wanted.TIMESYNCD_PATH,)),
+    ) | files.request((*wanted.apt_files(settings), wanted.sysctl_file(settings), wanted.journald_file(settings)))
+
+
+def timezone_steps(zone: str, seen: Snapshot) -> list[Step]:
+    """Set the time zone when it is another."""
+    # Debian's image says Etc/UTC or UTC, both mean the same clock.
+    same = {"UTC": "Etc/UTC"}
+    if same.get(seen.timezone, seen.timezone) == same.get(zone, zone):
+        return []
+    return [
+        Step(
+            f"time zone: {seen.timezone or 'unset'}, wanted {zone}",
+            f"test -e /usr/share/zoneinfo/{zone}\nln -sfn /usr/share/zoneinfo/{zone} /etc/localtime\n"
+            f"printf '%s\\n' {zone} >/etc/timezone",
+        )
+    ]
+
+
+def time_package(seen: Snapshot) -> str:
+    """The time client to have: chrony where the distribution chose it, else systemd-timesyncd. Never both."""
+    return "chrony" if "chrony" in seen.packages else "systemd-timesyncd"
+
+
+def sysctl_steps(settings: dict[str, str], seen: Snapshot) -> list[Step]:
+    """Kernel settings whose running value is another."""
+    # A key the kernel does not have (a module not loaded yet) is set at boot by the drop-in, not here.
+    different = {
+        key: value for key, value in settings.items() if seen.sysctls.get(key, value).split() != value.split()
+    }
+    return [
+        Step(f"sysctl {key}: {seen.sysctls[key]}, wanted {value}", f"sysctl -qw {shlex.quote(f'{key}={value}')}")
+        for key, value in sorted(different.items())
+    ]
+
+
+@operation()
+def timezone(zone: str):  # type: ignore[no-untyped-def]
+    """
+    The host's time zone.
+
+    + zone: its name in the time zone database
+    """
+    yield from converge(lambda seen: timezone_steps(zone, seen))
+
+
+@operation()
+def sysctls(settings: dict[str, str]):  # type: ignore[no-untyped-def]
+    """
+    Kernel settings, as they are in the running kernel.
+
+    + settings: name to value
+    """
+    yield from converge(lambda seen: sysctl_steps(settings, seen))
+
+
+@operation()
+def time_sync(settings: Settings):  # type: ignore[no-untyped-def]
+    """
+    A clock that is right: TLS, one-time passwords and logs depend on it.
+
+    + settings: the host's settings
+    """
+    drop_in = wanted.timesyncd_file(settings)
+
+    def missing(seen: Snapshot) -> list[Step]:
+        package = time_package(seen)
+        if package == "chrony":
+            return units.steps("chrony.service", seen)
+        steps = files.steps((drop_in,), seen, pending=TIMESYNCD) if drop_in else []
+        return steps or units.steps(TIMESYNCD, seen)
+
+    yield from converge(missing)
+
+
+@operation()
+def base_packages(names: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    """
+    The packages every host gets, with the time client that fits the distribution.
+
+    + names: package names
+    """
+    yield from converge(lambda seen: apt.install_steps((*names, time_package(seen)), seen))
+
+
+@deploy("base")
+def provision(settings: Settings) -> None:
+    """The whole stage, in order."""
+    files.managed(name="apt settings", files=wanted.apt_files(settings))
+    base_packages(name="packages", names=wanted.packages(settings))
+    timezone(name="time zone", zone=settings.timezone)
+    time_sync(name="time synchronisation", settings=settings)
+    files.managed(name="kernel settings file", files=[wanted.sysctl_file(settings)])
+    sysctls(name="kernel settings", settings=wanted.sysctls(settings))
+    files.managed(name="journal limits", files=[wanted.journald_file(settings)], pending=JOURNALD)
+    units.running(name="journal", unit=JOURNALD)

@@ -1,0 +1,149 @@
+"""Stage stack: the compose file, its secrets and seeds, and containers that run as they say.
+
+Drift is judged by our own label, a digest of the rendered service with its files, and by image, state, health
+and networks of the container; Compose's own hash reports drift where none is. Only services that differ are
+touched. A service that is switched off loses its container, never its data.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from pyinfra.api import deploy, operation
+
+from facts.snapshot import ContainerState, Snapshot
+from mediahost.resources import Container, File
+from mediahost.wanted import Wanted
+from operations import files
+from operations.convergence import Step, converge
+
+PROJECT = "mediahost"
+PROXY = "caddy"
+
+_RELOAD = (
+    f"docker exec {PROJECT}-{PROXY}-1 caddy validate --config /etc/caddy/Caddyfile --adapter caddyfile >/dev/null\n"
+    f"docker exec {PROJECT}-{PROXY}-1 caddy reload --config /etc/caddy/Caddyfile --adapter caddyfile >/dev/null"
+)
+
+
+def fault(wanted: Container, present: Sequence[ContainerState]) -> str:
+    """What is wrong with a service's container, in words; empty when nothing is."""
+    if not present:
+        return "not there"
+    if len(present) > 1:
+        return f"there are {len(present)} containers"
+    (container,) = present
+    if container.project != PROJECT:
+        return "is a container of somebody else's making"
+    if container.image != wanted.image:
+        return f"runs image {container.image}, wanted {wanted.image}"
+    if container.digest != wanted.digest:
+        return "runs with an older definition"
+    if wanted.networks and container.networks != frozenset(wanted.networks):
+        return f"is in networks {_names(container.networks)}, wanted {_names(wanted.networks)}"
+    if container.state != "running":
+        return container.state
+    if container.health == "unhealthy":
+        return "unhealthy"
+    return ""
+
+
+def _names(names: frozenset[str] | Sequence[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, seen: Snapshot) -> list[Step]:
+    """Remove what is not wanted, then bring up what differs, healthy, within `timeout` seconds."""
+    compose = f"docker compose --ansi never --progress quiet -f {shlex.quote(f'{stack_root}/compose.yaml')}"
+    by_service: dict[str, list[ContainerState]] = {}
+    for container in seen.containers:
+        by_service.setdefault(container.service, []).append(container)
+    steps = [
+        Step(f"service {service}: not wanted any more, its data stay", _remove(containers))
+        for service, containers in sorted(by_service.items())
+        if service not in {container.service for container in wanted}
+    ]
+    faults = {container.service: fault(container, by_service.get(container.service, [])) for container in wanted}
+    faults = {service: what for service, what in faults.items() if what}
+    if not faults:
+        return steps
+    start = [service for service, what in faults.items() if what in ("not there", "exited", "created", "paused")]
+    recreate = [service for service in faults if service not in start]
+    # Everything is pulled before anything is stopped: a registry that is down must not cost a running service.
+    lines = [_or_tell(f"{compose} pull -q --policy missing {' '.join(faults)}", "an image could not be pulled")]
+    lines += [
+        _remove([container])
+        for service in recreate
+        for container in by_service.get(service, [])
+        if container.project != PROJECT
+    ]
+    paused = [c.id for service in start for c in by_service.get(service, []) if c.state == "paused"]
+    if paused:
+        lines.append(f"docker unpause {' '.join(paused)} >/dev/null")
+    up = f"{compose} up -d --no-deps --wait --wait-timeout {timeout}"
+    for services, option in ((recreate, " --force-recreate"), (start, "")):
+        if services:
+            told = (
+                f"not healthy within {timeout} s; look with: docker compose -f {stack_root}/compose.yaml logs SERVICE"
+            )
+            lines.append(_or_tell(f"{up}{option} {' '.join(services)}", told))
+    changes = [f"service {service}: {what}" for service, what in faults.items()]
+    steps += [Step(change) for change in changes[:-1]]
+    return [*steps, Step(changes[-1], "\n".join(lines), timeout=timeout * 2 + 1800)]
+
+
+def _remove(containers: Sequence[ContainerState]) -> str:
+    ids = " ".join(container.id for container in containers)
+    return f"docker stop {ids} >/dev/null && docker rm {ids} >/dev/null"
+
+
+def _or_tell(command: str, message: str) -> str:
+    return f"{command} >/dev/null || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
+
+
+def reload_steps(proxy_file: File | None, seen: Snapshot) -> list[Step]:
+    """The proxy's configuration: written, then taken into use without a restart."""
+    if proxy_file is None:
+        return []
+    found = files.steps((proxy_file,), seen, pending=PROXY)
+    running = any(c.service == PROXY and c.state == "running" for c in seen.containers)
+    if found or PROXY not in seen.pending or not running:
+        return found
+    return [Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{files.clear_pending(PROXY)}")]
+
+
+@operation()
+def services(containers: Sequence[Container], stack_root: str, timeout: int):  # type: ignore[no-untyped-def]
+    """
+    Containers as the compose file says, healthy.
+
+    + containers: what should run
+    + stack_root: directory of compose.yaml
+    + timeout: seconds a service has to become healthy
+    """
+    yield from converge(lambda seen: container_steps(containers, stack_root, timeout, seen))
+
+
+@operation()
+def proxy(proxy_file: File | None):  # type: ignore[no-untyped-def]
+    """
+    Routes of the reverse proxy, in use.
+
+    + proxy_file: its configuration
+    """
+    yield from converge(lambda seen: reload_steps(proxy_file, seen))
+
+
+@deploy("stack")
+def provision(wanted: Wanted) -> None:
+    """The whole stage, in order. The routes are there before the proxy starts for the first time."""
+    settings = wanted.settings
+    files.managed(name="compose file, secrets and seeds", files=wanted.stack_files)
+    proxy(name="proxy routes", proxy_file=wanted.proxy_file)
+    services(
+        name="services",
+        containers=wanted.containers,
+        stack_root=settings.stack_root,
+        timeout=settings.compose_wait_timeout,
+    )

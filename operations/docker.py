@@ -1,0 +1,188 @@
+"""Stage docker: the engine from Docker's repository or the distribution's, pinned, held, configured, running."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from pyinfra.api import deploy, operation
+
+from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
+from mediahost.config import Settings
+from mediahost.render import docker as wanted
+from operations import apt, files, units
+from operations.convergence import Step, converge
+
+UNIT = "docker.service"
+KEY_RECORD = f"{STATE_DIRECTORY}/keys/docker"
+# Older pairs of files that installation guides made; apt refuses two sources with different Signed-By.
+LEGACY_PATHS = ("/etc/apt/sources.list.d/docker.list", "/etc/apt/keyrings/docker.gpg")
+
+
+def request(settings: Settings) -> Request:
+    """What the snapshot must look at for this stage."""
+    return Request(
+        packages=frozenset(
+            (*wanted.VENDOR_PACKAGES, *wanted.VENDOR_CONFLICTS, *wanted.distro_packages("ubuntu", ""))
+        ),
+        units=frozenset((UNIT, "containerd.service")),
+        paths=frozenset(
+            (wanted.KEYRING_PATH, wanted.SOURCE_PATH, wanted.PIN_PATH, wanted.DAEMON_PATH, *LEGACY_PATHS)
+        ),
+        contents=frozenset((KEY_RECORD, wanted.DAEMON_PATH)),
+    )
+
+
+def packages(settings: Settings, seen: Snapshot) -> tuple[str, ...]:
+    """The packages the engine consists of."""
+    if settings.docker_source == "docker":
+        return wanted.VENDOR_PACKAGES
+    return wanted.distro_packages(seen.os.id, seen.os.codename)
+
+
+def key_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Fetch the signing key when it is not the one that was verified before.
+
+    The record holds the fingerprint that was asked for and the digest of the file that had it.
+    """
+    fingerprint = settings.docker_apt_fingerprint
+    present = seen.paths.get(wanted.KEYRING_PATH)
+    recorded = seen.contents.get(KEY_RECORD, "").split()
+    if present is not None and recorded == [fingerprint, present.sha256] and present.mode == "644":
+        return []
+    url = wanted.key_url(settings, seen.os.id)
+    command = f"""umask 022
+mkdir -p /etc/apt/keyrings {STATE_DIRECTORY}/keys
+new={wanted.KEYRING_PATH}.new
+curl -fsSL --retry 3 --max-time 60 -o "$new" {shlex.quote(url)} || {{
+  echo "{url}: the signing key of Docker's repository cannot be fetched; check docker_apt_url and the network" >&2
+  exit 1; }}
+home=$(mktemp -d)
+# With --show-keys every primary key of the file is listed; more than one, or another, is refused.
+found=$(gpg --homedir "$home" --batch --quiet --show-keys --with-colons "$new" 2>/dev/null |
+  awk -F: '$1=="pub"{{p=1}} $1=="fpr"&&p{{print $10; p=0}}')
+rm -rf "$home"
+if [ "$found" != {fingerprint} ]; then
+  rm -f "$new"
+  echo "{url}: the key has fingerprint '$found', not {fingerprint}. Nothing was installed from there." >&2
+  echo "If Docker has a new key, check it on their site and set docker_apt_fingerprint." >&2
+  exit 1
+fi
+chmod 0644 "$new"
+printf '%s %s\\n' {fingerprint} "$(sha256sum "$new" | cut -d' ' -f1)" >{KEY_RECORD}.new
+mv -f {KEY_RECORD}.new {KEY_RECORD}
+mv -f "$new" {wanted.KEYRING_PATH}"""
+    what = "missing" if present is None else "is not the one that was verified"
+    return [Step(f"{wanted.KEYRING_PATH}: {what}", command)]
+
+
+def source_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Repository, key and pin, as the settings ask; what the other source left behind is removed."""
+    steps: list[Step] = []
+    unwanted = [*LEGACY_PATHS]
+    if settings.docker_source == "docker":
+        steps += key_steps(settings, seen)
+        source = wanted.source_file(settings, seen.os.id, seen.os.codename, seen.os.architecture)
+        steps += files.steps((source,), seen)
+    else:
+        unwanted += [wanted.SOURCE_PATH, wanted.KEYRING_PATH]
+    pin = wanted.pin_file(settings)
+    if pin is not None:
+        steps += files.steps((pin,), seen)
+    else:
+        unwanted.append(wanted.PIN_PATH)
+    steps += [Step(f"{path}: not wanted", f"rm -f {path}") for path in unwanted if path in seen.paths]
+    return steps
+
+
+def version_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """An engine of another version than the pinned one."""
+    name = "docker-ce" if settings.docker_source == "docker" else "docker.io"
+    present = seen.packages.get(name)
+    pinned = settings.docker_version
+    if pinned is None or present is None or _matches(present.version, pinned):
+        return []
+    names = " ".join(
+        name for name in packages(settings, seen) if name in ("docker-ce", "docker-ce-cli", "docker.io", "docker-cli")
+    )
+    command = (
+        apt.APT
+        + "apt update >/dev/null\n"
+        + f"apt install --allow-downgrades --allow-change-held-packages --no-install-recommends {names} >/dev/null"
+    )
+    return [
+        Step(
+            f"package {name}: version {present.version}, wanted {pinned} (the engine restarts)", command, timeout=3600
+        )
+    ]
+
+
+def _matches(version: str, pinned: str) -> bool:
+    if pinned.endswith("*"):
+        return version.startswith(pinned[:-1])
+    return version == pinned
+
+
+def engine_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Packages: the wanted ones in, those that hold the same files out, pinned and held."""
+    if settings.docker_source == "distro" and not wanted.distro_has_compose(seen.os.codename):
+        return [
+            Step(
+                f"{seen.os.codename}: ships no Docker Compose v2",
+                refusal=f'{seen.os.id} {seen.os.codename} ships no Docker Compose v2; set docker_source = "docker"',
+            )
+        ]
+    steps = source_steps(settings, seen)
+    if steps:
+        return steps
+    names = packages(settings, seen)
+    other = wanted.VENDOR_CONFLICTS if settings.docker_source == "docker" else wanted.VENDOR_PACKAGES
+    # The distribution's containerd and runc are its engine's own dependencies, not conflicts.
+    steps = apt.install_steps(names, seen, without=[name for name in other if name not in names])
+    return steps or version_steps(settings, seen) or apt.hold_steps(names, settings.docker_hold, seen)
+
+
+def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """daemon.json with our keys in it, checked by dockerd before it replaces the old one."""
+    try:
+        file = wanted.daemon_file(settings, seen.contents.get(wanted.DAEMON_PATH))
+    except (json.JSONDecodeError, ValueError) as error:
+        return [
+            Step(
+                f"{wanted.DAEMON_PATH}: cannot be read",
+                refusal=f"{wanted.DAEMON_PATH} is not valid JSON ({error}); mend it or move it away, then run again",
+            )
+        ]
+    return files.steps((file,), seen, pending=UNIT)
+
+
+@operation()
+def engine(settings: Settings):  # type: ignore[no-untyped-def]
+    """
+    The engine's packages.
+
+    + settings: the host's settings
+    """
+    yield from converge(lambda seen: engine_steps(settings, seen))
+
+
+@operation()
+def daemon(settings: Settings):  # type: ignore[no-untyped-def]
+    """
+    The engine configured and running.
+
+    + settings: the host's settings
+    """
+    interrupts = "containers go on" if settings.docker_live_restore else "containers restart"
+
+    def missing(seen: Snapshot) -> list[Step]:
+        return daemon_steps(settings, seen) or units.steps(UNIT, seen, interrupts=interrupts)
+
+    yield from converge(missing)
+
+
+@deploy("docker")
+def provision(settings: Settings) -> None:
+    """The whole stage, in order."""
+    engine(name="engine packages", settings=settings)
+    daemon(name="engine", settings=settings)

@@ -1,0 +1,65 @@
+"""What mediahost owns on a host, so that what is switched off is removed and nothing else.
+
+The manifest lists the paths of owned files, and beside each the unit that must restart when it goes. A path is
+entered before its file is written and leaves after its file is gone, so a run that dies leaves nothing unowned.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from pyinfra.api import operation
+
+from facts.snapshot import STATE_DIRECTORY, Snapshot
+from mediahost.resources import File
+from operations import files
+from operations.convergence import Step, converge
+
+PATH = f"{STATE_DIRECTORY}/manifest"
+
+
+def _file(owned: Mapping[str, str]) -> File:
+    content = "".join(f"{path}\t{unit}\n" for path, unit in sorted(owned.items()))
+    return File(PATH, content.encode())
+
+
+def enter_steps(owned: Mapping[str, str], seen: Snapshot) -> list[Step]:
+    """Enter paths that are about to be written."""
+    new = {path: unit for path, unit in owned.items() if seen.manifest.get(path) != unit}
+    if not new:
+        return []
+    command, stdin = files.write((_file({**seen.manifest, **owned}),))
+    return [Step(f"manifest: {len(new)} new owned file(s)", command, stdin=stdin)]
+
+
+def prune_steps(owned: Mapping[str, str], seen: Snapshot) -> list[Step]:
+    """Remove files that are ours and not wanted any more, then forget them."""
+    obsolete = {path: unit for path, unit in seen.manifest.items() if path not in owned}
+    if not obsolete:
+        return []
+    command, stdin = files.write((_file(owned),))
+    marks = [files.mark_pending(unit) for unit in sorted(set(obsolete.values())) if unit]
+    removal = "rm -f " + " ".join(shlex.quote(path) for path in sorted(obsolete))
+    changes = [Step(f"{path}: not wanted any more") for path in sorted(obsolete)]
+    return [*changes[:-1], Step(changes[-1].change, "\n".join((*marks, removal, command)), stdin=stdin)]
+
+
+@operation()
+def entered(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
+    """
+    Owned files that the manifest knows.
+
+    + owned: path to the unit that depends on it, or ""
+    """
+    yield from converge(lambda seen: enter_steps(owned, seen))
+
+
+@operation()
+def pruned(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
+    """
+    No owned file that is not wanted any more.
+
+    + owned: path to the unit that depends on it, or ""
+    """
+    yield from converge(lambda seen: prune_steps(owned, seen))

@@ -1,0 +1,138 @@
+"""The frame of a run: every host's configuration is checked before any host is changed, then one host's wishes
+are worked out, and at the end the host is compared once more as a whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pyinfra import host, inventory, state
+from pyinfra.api import FunctionCommand, operation
+from pyinfra_cli.exceptions import CliError
+
+from facts.snapshot import Request
+from mediahost import secrets, wanted
+from mediahost.catalog import CatalogError, load_catalog
+from mediahost.check import check_all
+from mediahost.config import ConfigError, ConfigProblem
+from mediahost.stack import GIVEN
+from mediahost.wanted import Wanted
+from operations import base, convergence, docker, files, lock, report, ssh, ufw, users
+
+_PLAN = "mediahost_wanted"
+
+
+class BadInputError(CliError):
+    """The user's input cannot be used. pyinfra prints the message and leaves with this exit code."""
+
+    exit_code = 2
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+
+
+def begin() -> Wanted:
+    """Check all hosts, then give the present one's wishes.
+
+    Raises `BadInputError`, before anything was changed anywhere.
+    """
+    plans: dict[str, Wanted] = getattr(state, _PLAN, {})
+    if not plans:
+        try:
+            plans = _plans()
+        except (ConfigError, CatalogError, secrets.VaultError) as error:
+            report.event("bad input", message=str(error))
+            raise BadInputError(error) from None
+        setattr(state, _PLAN, plans)
+        report.listen()
+    plan = plans[host.name]
+    convergence.watch(request(plan))
+    return plan
+
+
+def request(plan: Wanted) -> Request:
+    """Everything the snapshot of this host has to look at."""
+    settings = plan.settings
+    watched = base.request(settings) | users.request(settings) | ssh.request(settings) | docker.request(settings)
+    watched |= files.request(plan.stack_files, plan.directories)
+    watched |= files.request((plan.proxy_file,) if plan.proxy_file else ())
+    return watched | ufw.request() if settings.firewall else watched
+
+
+def _plans() -> dict[str, Wanted]:
+    hosts = {each.name: each.data.dict() for each in inventory}
+    catalog = load_catalog()
+    settings = check_all(hosts, catalog)
+    vault = _Vault()
+    plans: dict[str, Wanted] = {}
+    found: list[ConfigProblem] = []
+    for name in sorted(settings):
+        try:
+            plans[name] = wanted.build(name, settings[name], catalog, vault.secret)
+        except ConfigError as error:
+            found.extend(error.problems)
+    if found:
+        raise ConfigError(found)
+    setattr(state, "mediahost_vault", vault)  # noqa: B010 - pyinfra's State has no slot for it
+    return plans
+
+
+class _Vault:
+    """The inventory's vault, opened when the first secret is asked for."""
+
+    def __init__(self) -> None:
+        self._vault: secrets.Vault | None = None
+
+    def secret(self, entry: str, kind: str) -> str:
+        if self._vault is None:
+            self._vault = secrets.Vault.open(secrets.vault_path(_inventory_file()))
+        if kind == GIVEN:
+            if entry not in self._vault:
+                raise LookupError(entry)
+            return self._vault.get(entry)
+        return self._vault.ensure(entry, _GENERATORS[kind])
+
+    @property
+    def modified(self) -> bool:
+        return self._vault is not None and self._vault.modified
+
+    def save(self) -> None:
+        if self._vault is not None:
+            self._vault.save()
+
+
+_GENERATORS: dict[str, Callable[[], str]] = {
+    "api_key": secrets.api_key,
+    "password": secrets.password,
+    "token": secrets.token,
+}
+
+
+def _inventory_file() -> Path:
+    # pyinfra does not tell a deploy which inventory it was given; it is the first argument that is no option.
+    for argument in sys.argv[1:]:
+        if argument.endswith(".py"):
+            return Path(argument)
+    return Path("inventories/home.py")
+
+
+@operation()
+def secrets_kept():  # type: ignore[no-untyped-def]
+    """New secrets go into the vault before any host gets them: a run that dies must not lose them."""
+    vault: _Vault = state.mediahost_vault  # type: ignore[attr-defined]
+    if vault.modified:
+        report.change("vault: new secrets are kept")
+        yield FunctionCommand(vault.save, (), {})
+
+
+@operation()
+def unlocked():  # type: ignore[no-untyped-def]
+    """The run lock is given back, if this run took it."""
+    yield from lock.give_back()
+
+
+def end() -> None:
+    """Last stage: compare the whole host once more, and give the lock back."""
+    unlocked(name="lock given back")

@@ -1,0 +1,73 @@
+"""Stage storage: the directory tree, every level with its own owner and mode.
+
+Only the directories that are named are touched, never what is in them: a recursive chown of a media library
+takes hours and destroys what the user set. Each level is made by itself, because on some releases `mkdir -p`
+loses inherited permissions for the parents it creates.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from pyinfra.api import deploy, operation
+
+from facts.snapshot import Snapshot
+from mediahost.resources import Directory
+from operations.convergence import Step, converge
+
+
+def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
+    """One command for all directories that are missing or have another owner or mode, parents first."""
+    changes, lines = [], []
+    ours = {directory.path for directory in directories}
+    for directory in directories:
+        present = seen.paths.get(directory.path)
+        path = shlex.quote(directory.path)
+        if present is not None and present.kind not in ("directory", "link"):
+            return [
+                Step(
+                    f"{directory.path}: is a {present.kind}",
+                    refusal=f"{directory.path} is a {present.kind}, not a directory: move it away, then run again",
+                )
+            ]
+        if present is not None and present.kind == "link":
+            continue
+        wrong = []
+        if present is None:
+            wrong.append("missing")
+            parent = directory.path.rpartition("/")[0]
+            # What lies above the first directory of ours is the host's own: plain root 0755 where it is missing.
+            above = "" if parent in ours else f"mkdir -p {shlex.quote(parent or '/')} && "
+            lines.append(f"[ -d {path} ] || {{ {above}mkdir {path}; }}")
+        owned = present is not None and (
+            directory.owner in (present.owner, present.uid) and directory.group in (present.group, present.gid)
+        )
+        if present is not None and not owned:
+            wrong.append(f"owner is {present.owner}:{present.group}, wanted {directory.owner}:{directory.group}")
+        if present is not None and int(present.mode, 8) != int(directory.mode, 8):
+            wrong.append(f"mode is {present.mode.zfill(4)}, wanted {directory.mode}")
+        if wrong:
+            # chown clears the setgid bit on some kernels, so chmod comes second.
+            lines.append(f"chown -h {directory.owner}:{directory.group} {path}")
+            lines.append(f"chmod {directory.mode} {path}")
+            changes.append(f"{directory.path}: {', '.join(wrong)}")
+    if not changes:
+        return []
+    return [*(Step(change) for change in changes[:-1]), Step(changes[-1], "umask 022\n" + "\n".join(lines))]
+
+
+@operation()
+def tree(directories: Sequence[Directory]):  # type: ignore[no-untyped-def]
+    """
+    Directories with their owner, group and mode.
+
+    + directories: parents first
+    """
+    yield from converge(lambda seen: steps(directories, seen))
+
+
+@deploy("storage")
+def provision(directories: Sequence[Directory]) -> None:
+    """The whole stage."""
+    tree(name="directory tree", directories=directories)
