@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from lab.errors import LabError
 from lab.mirror import debian_mirror
+from lab.program import run
 
 RELEASE = "trixie"
 ARCHITECTURE = "amd64"
@@ -192,35 +193,6 @@ def push(layers: Sequence[Layer], config: Mapping[str, Any], destination: str, w
         command = ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]
         run([*command, f"oci:{layout}", f"docker://{destination}"], "skopeo")
         return str(descriptor["digest"])
-
-
-def run(command: Sequence[str], package: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run a program of `package` to its end and return what it printed.
-
-    Raises LabError when it is not installed or fails, with its last lines.
-    """
-    try:
-        return subprocess.run(
-            command,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            text=True,
-            errors="replace",
-        ).stdout
-    except FileNotFoundError as error:
-        raise LabError(
-            f"{command[0]} is not installed", f"it comes with the package {package}", "run lab/install"
-        ) from error
-    except subprocess.CalledProcessError as error:
-        tail = str(error.output).strip().splitlines()[-12:]
-        raise LabError(
-            f"{command[0]} failed with exit code {error.returncode}",
-            "\n".join(tail) or "it printed nothing",
-            "see the lines above; when they name the mirror, check the network, else the free disk space",
-        ) from error
 
 
 class _Hashing:
