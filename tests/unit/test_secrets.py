@@ -273,6 +273,24 @@ def test_the_order_of_entries_does_not_matter() -> None:
 def test_white_space_that_editors_and_git_on_windows_add_is_harmless() -> None:
     assert outcome(sample().replace(b"\n", b"\r\n")) == VALUES
     assert outcome(sample().replace(b"\n", b" \t\n\n")) == VALUES
+    for separator in (b"\x0b", b"\x0c", b"\x1c", b"\r"):  # the control: only \n ends a line
+        assert isinstance(outcome(sample().replace(b"\n--- end", separator + b"--- end")), VaultError)
+        assert isinstance(outcome(sample().replace(b"\n", separator)), VaultError)
+
+
+def test_a_merged_file_in_another_order_is_not_rewritten_until_something_changes(path: Path) -> None:
+    make(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = lines.index(b"--- entries\n") + 1
+    merged = b"".join([*lines[:first], *reversed(lines[first:-1]), lines[-1]])
+    path.write_bytes(merged)
+    vault = Vault.open(path, KEY)
+    vault.save()
+    assert path.read_bytes() == merged
+    vault.set("a", "1")
+    vault.save()
+    saved = path.read_bytes().splitlines(keepends=True)
+    assert [line for line in saved if not line.startswith(b"a: ")] == lines
 
 
 @given(st.binary(max_size=300), st.data())
