@@ -7,6 +7,7 @@ Formats are those of the services' own sources; nothing here is shown in a plan.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -34,15 +35,14 @@ def qbittorrent_api_key(value: str) -> str:
     return f"qbt_{hashlib.sha256(value.encode()).hexdigest()[:28]}"
 
 
-def qbittorrent_password_hash(password: str, salt: str) -> str:
+@functools.lru_cache(maxsize=64)
+def qbittorrent_password_hash(password: str, salt: bytes) -> str:
     """`password` as qBittorrent stores it: PBKDF2-HMAC-SHA512, 100 000 rounds, 16 bytes of salt, 64 of key.
 
-    The salt comes from a secret of its own: derived from the password it would let a guess be tested with a
-    single hash instead of 100 000.
+    Remembered: it takes a tenth of a second, and a run renders the same host more than once.
     """
-    salt_bytes = hashlib.sha256(salt.encode()).digest()[:16]
-    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt_bytes, 100_000, 64)
-    return f"@ByteArray({base64.b64encode(salt_bytes).decode()}:{base64.b64encode(key).decode()})"
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 100_000, 64)
+    return f"@ByteArray({base64.b64encode(salt).decode()}:{base64.b64encode(key).decode()})"
 
 
 def download_paths(settings: Settings) -> tuple[str, str]:
@@ -67,6 +67,8 @@ def _file(service: StackService, settings: Settings, name: str, content: str, on
 def _qbittorrent(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
     complete, incomplete = download_paths(settings)
     values = service.secret_values
+    # From a secret of its own: a salt made of the password would let a guess be tested with one hash.
+    salt = hashlib.sha256(values["salt"].encode()).digest()[:16]
     # Requests through the proxy come from a container address: name those, so that a wrong password bans the
     # client and not the proxy.
     proxies = ";".join(str(pool["base"]) for pool in settings.docker_address_pools if "base" in pool)
@@ -86,7 +88,7 @@ def _qbittorrent(service: StackService, stack: Stack, settings: Settings) -> tup
             "WebUI\\APIKey": qbittorrent_api_key(values["api_key"]),
             "WebUI\\Address": "*",
             "WebUI\\LocalHostAuth": "true",
-            "WebUI\\Password_PBKDF2": f'"{qbittorrent_password_hash(values["password"], values["salt"])}"',
+            "WebUI\\Password_PBKDF2": f'"{qbittorrent_password_hash(values["password"], salt)}"',
             "WebUI\\Port": service.web_port,
             "WebUI\\ReverseProxySupportEnabled": "true" if proxies else "false",
             "WebUI\\TrustedReverseProxiesList": f'"{proxies}"',
