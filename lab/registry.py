@@ -53,7 +53,7 @@ def ensure_running() -> Service:
     config = directory / f"config-{port()}.yml"
     settings = {
         "version": "0.1",
-        "log": {"level": "fatal", "accesslog": {"disabled": True}},
+        "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(directory / "data")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port()}", "relativeurls": True},
     }
@@ -107,6 +107,7 @@ def ensure_images(report: Report = lambda _text: None, catalog: Path = CATALOG) 
             config = definition.image_config(tag, inputs)
             oci.push(layers, config, f"127.0.0.1:{port()}/{reference}", _layers_directory())
             pushed.append(reference)
+        _prune()
     return pushed
 
 
@@ -191,14 +192,39 @@ def _served_inputs(service: Service, reference: str) -> str | None:
 
 
 def _root_layers(definition: Definition, report: Report) -> list[oci.Layer]:
-    base_tar = _root_tar(BASE, "the shared base of all images", report)
-    layers = [_cached_layer(f"base-{BASE.key()}", lambda target: oci.root_layer(BASE, base_tar, None, target))]
+    def base_tar() -> Path:
+        return _root_tar(BASE, "the shared base of all images", report)
+
+    layers = [
+        _cached_layer(_base_name(), lambda target: oci.root_layer(BASE, base_tar(), None, target)),
+    ]
     root = definition.root
     if root is not None:
-        tar = _root_tar(root, definition.title, report)
-        name = f"packages-{oci.digest_of([BASE.key(), root.key()])}"
-        layers.append(_cached_layer(name, lambda target: oci.root_layer(root, tar, base_tar, target)))
+
+        def pack(target: Path) -> oci.Layer:
+            # The base first: what is packed is the difference between the two.
+            base = base_tar()
+            return oci.root_layer(root, _root_tar(root, definition.title, report), base, target)
+
+        layers.append(_cached_layer(_packages_name(root), pack))
     return layers
+
+
+def _base_name() -> str:
+    return f"base-{BASE.key()}"
+
+
+def _packages_name(root: oci.Root) -> str:
+    return f"packages-{oci.digest_of([BASE.key(), root.key()])}"
+
+
+def _prune() -> None:
+    """Delete what earlier definitions left, and root file systems whose difference is packed already."""
+    roots = [definition.root for definition in DEFINITIONS if definition.root]
+    kept = {_base_name(), f"root-{BASE.key()}", *map(_packages_name, roots)}
+    for path in _layers_directory().iterdir():
+        if path.name.startswith(("base-", "packages-", "root-")) and path.name.partition(".")[0] not in kept:
+            path.unlink()
 
 
 def _root_tar(root: oci.Root, title: str, report: Report) -> Path:
