@@ -63,10 +63,10 @@ class Mirror:
             pairs.append((self.security_uri, f"{release}-security"))
         return pairs
 
-    def stanza(self, uri: str, suite: str) -> str:
-        """One deb822 stanza (sources.list(5)) for `suite` at `uri`, signed by this mirror's keyring."""
+    def stanza(self, uri: str, suite: str, keyring: Path | None = None) -> str:
+        """One deb822 stanza (sources.list(5)) for `suite` at `uri`, checked with `keyring`, else with this mirror's."""
         lines = ["Types: deb", f"URIs: {uri}", f"Suites: {suite}", "Components: main"]
-        lines.append(f"Signed-By: {self.keyring}")
+        lines.append(f"Signed-By: {keyring or self.keyring}")
         if not self.dates_checked:
             lines += ["Check-Valid-Until: no", "Check-Date: no"]
         return "\n".join(lines) + "\n"
