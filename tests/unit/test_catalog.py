@@ -1,5 +1,6 @@
 """The catalogue: every entry is valid, and every mistake in one is told with file, field, value and mend."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ def test_the_schema_file_is_the_one_the_model_gives() -> None:
 def test_every_file_names_the_schema_so_that_editors_check_it() -> None:
     for file in DIRECTORY.glob("*.yaml"):
         assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n"), file.name
+
+
+def test_the_example_of_the_documentation_is_a_valid_service(tmp_path: Path) -> None:
+    document = (DIRECTORY.parent / "docs" / "services.md").read_text()
+    example = textwrap.dedent(document.split("```yaml\n")[1].split("```")[0])
+    assert load_catalog(written(tmp_path, name="example", text=example))["example"].route == "lan"
 
 
 def test_a_valid_service_is_accepted(tmp_path: Path) -> None:
