@@ -7,21 +7,20 @@ except the lab's SSH key and a first-boot unit that gives the machine its identi
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import paths
+from lab.daemon import locked
 from lab.errors import LabError
 from lab.mirror import DEFAULT_KEYRING, Mirror, debian_mirror
+from lab.program import run
 
 USER = "debian"
 NEEDED_BYTES = 4 * 1024**3
@@ -153,9 +152,9 @@ BARE = ImageSpec("bare")
 def ssh_key() -> Path:
     """The private SSH key of the lab (ed25519, no passphrase, 0600), made when absent; beside it `.pub`."""
     private = paths.keys() / "lab_ed25519"
-    with _locked(paths.keys() / "lock"):
+    with locked(paths.keys() / "lock"):
         if not private.exists():
-            _run(
+            run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mediahost-lab", "-f", str(private)],
                 "openssh-client",
             )
@@ -170,7 +169,7 @@ def ensure_image(spec: ImageSpec = BARE, report: Report = lambda _text: None) ->
     mirror = debian_mirror()
     public_key = ssh_key().with_suffix(".pub").read_text(encoding="ascii")
     key = _key(spec, mirror, public_key)
-    with _locked(paths.images() / f"{key}.lock"):
+    with locked(paths.images() / f"{key}.lock"):
         image = _image(key)
         if not image.disk.exists():
             _build(spec, mirror, public_key, image, report)
@@ -248,7 +247,7 @@ def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, repo
     report(f"Installing Debian {spec.release} into a root file system with mmdebstrap")
     tar = work / "root.tar"
     packages = ",".join(sorted({*_BASE_PACKAGES, *spec.packages}))
-    _run(
+    run(
         [
             *_MMDEBSTRAP,
             f"--include={packages}",
@@ -268,12 +267,12 @@ def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, repo
     with raw.open("wb") as disk:
         disk.truncate(spec.disk_gib * 1024**3)
     script = 'tar -C "$1" -xpf "$2" && mke2fs -q -t ext4 -L root -d "$1" "$3" && chmod -R u+rwX "$1"'
-    _run([*privileged, "sh", "-c", script, "sh", str(tree), str(tar), str(raw)], "e2fsprogs")
+    run([*privileged, "sh", "-c", script, "sh", str(tree), str(tar), str(raw)], "e2fsprogs")
     for pattern, target in (("vmlinuz-*", "vmlinuz"), ("initrd.img-*", "initrd.img")):
         newest = max((tree / "boot").glob(pattern), key=lambda path: path.stat().st_mtime)
         shutil.copyfile(newest, whole / target)
     report("Converting the disk image to qcow2")
-    _run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(whole / "root.qcow2")], "qemu-utils")
+    run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(whole / "root.qcow2")], "qemu-utils")
 
 
 def _apt_options(mirror: Mirror) -> list[str]:
@@ -282,32 +281,5 @@ def _apt_options(mirror: Mirror) -> list[str]:
     return ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Check-Date "false"']
 
 
-def _run(command: list[str], package: str) -> None:
-    try:
-        subprocess.run(
-            command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-    except FileNotFoundError as error:
-        raise LabError(
-            f"The lab cannot build its image: {command[0]} is not installed",
-            f"it comes with the package {package}",
-            "run lab/install",
-        ) from error
-    except subprocess.CalledProcessError as error:
-        tail = error.output.decode(errors="replace").strip().splitlines()[-15:]
-        raise LabError(
-            f"The lab cannot build its image: {command[0]} failed with exit code {error.returncode}",
-            "\n".join(tail) or "it printed nothing",
-            "see the lines above; when they name the mirror, check the network, else free disk space",
-        ) from error
-
-
 def _remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

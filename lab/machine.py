@@ -8,24 +8,30 @@ control socket on its command line. The guest is reached by SSH on loopback only
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import accelerator, image, network, paths, qmp
+from lab import accelerator, image, network, paths, program, qmp
+from lab.daemon import locked
 from lab.errors import LabError
 from lab.image import BARE, Image, ImageSpec, Report
 
+NAME_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
+"""A host name (RFC 1123 label, lower case, short enough for socket paths)."""
+SNAPSHOT_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,60}")
+"""One word of QEMU's monitor, and not a number, which the monitor could take for a snapshot's id."""
 SSH_PORT_BASE = 22000
+LAST_INDEX = 200
 BOOT_SECONDS = 900
 """Limit for a boot to running or degraded: 27 s measured for one machine under TCG, minutes for three at once."""
 _SPARE_MIB = 512
@@ -83,8 +89,10 @@ class Machine:
         durable: bool = False,
         capture: bool = False,
     ) -> None:
-        if not 1 <= index <= 200:
-            raise ValueError(f"the index of a machine is 1 to 200, not {index}")
+        if not NAME_PATTERN.fullmatch(name):
+            raise ValueError(f"{name!r} is no machine name: lower-case letters, digits and - inside, at most 32")
+        if not 1 <= index <= LAST_INDEX:
+            raise ValueError(f"the index of a machine is 1 to {LAST_INDEX}, not {index}")
         self.name = name
         self.index = index
         self.memory_mib = memory_mib
@@ -156,6 +164,16 @@ class Machine:
     def is_running(self) -> bool:
         """True while its QEMU process lives (running or paused)."""
         return self._pid() is not None
+
+    def resident_mib(self) -> int:
+        """Memory of the host that the machine occupies now, in MiB; 0 when it does not run."""
+        pid = self._pid()
+        if pid is None:
+            return 0
+        with contextlib.suppress(OSError):
+            pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") // 1024**2
+        return 0
 
     def start(self, report: Report = lambda _text: None) -> None:
         """Power on, making disks from the image when there are none; nothing when it runs already.
@@ -229,6 +247,8 @@ class Machine:
 
     def snapshot(self, name: str) -> None:
         """Keep memory and disks of the running machine under `name`, replacing an older one of that name."""
+        if not SNAPSHOT_PATTERN.fullmatch(name):
+            raise ValueError(f"{name!r} is no snapshot name: a letter, then letters, digits, . _ -, at most 61")
         self._require_running("take a snapshot")
         self._drop_ssh()
         self._monitor(f"savevm {name}", f"The snapshot {name} of {self.name} could not be taken")
@@ -259,7 +279,9 @@ class Machine:
         """Names of the machine's snapshots, oldest first; works whether it runs or not."""
         if not self._root_disk.exists():
             return []
-        answer = _tool(["qemu-img", "info", "--force-share", "--output=json", str(self._root_disk)])
+        answer = program.run(
+            ["qemu-img", "info", "--force-share", "--output=json", str(self._root_disk)], "qemu-utils"
+        )
         return [str(entry["name"]) for entry in json.loads(answer).get("snapshots", [])]
 
     def set_clock(self, limit: float = 120) -> None:
@@ -308,7 +330,10 @@ class Machine:
 
     def copy_in(self, source: Path, target: str) -> None:
         """Copy a file or directory of the host to `target` in the guest, as `debian`."""
-        _tool(["scp", "-q", "-r", "-F", str(self._written_ssh_config()), str(source), f"{self.name}:{target}"])
+        program.run(
+            ["scp", "-q", "-r", "-F", str(self._written_ssh_config()), str(source), f"{self.name}:{target}"],
+            "openssh-client",
+        )
 
     def ssh_config(self) -> str:
         """The OpenSSH client configuration (ssh_config(5)) that reaches this machine under its name."""
@@ -392,7 +417,7 @@ class Machine:
                 "set XDG_CACHE_HOME to a shorter path",
             )
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        with _locked(self.directory / "lock"):
+        with locked(self.directory / "lock"):
             if self.is_running():
                 return
             self._check_memory()
@@ -425,22 +450,24 @@ class Machine:
             return record, built
         built = image.ensure_image(self.image, report)
         self._check_disk()
-        _tool(
-            [
-                "qemu-img",
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                "qcow2",
-                "-b",
-                str(built.disk),
-                str(self._root_disk),
-            ]
-        )
+        command = [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            str(built.disk),
+            str(self._root_disk),
+        ]
+        program.run(command, "qemu-utils")
         for number, gibibytes in enumerate(self.disks, start=1):
-            _tool(["qemu-img", "create", "-q", "-f", "qcow2", str(self._extra_disk(number)), f"{gibibytes}G"])
+            program.run(
+                ["qemu-img", "create", "-q", "-f", "qcow2", str(self._extra_disk(number)), f"{gibibytes}G"],
+                "qemu-utils",
+            )
         self.known_hosts.unlink(missing_ok=True)
         record = _Record(self.name, self.index, self.memory_mib, self.cpus, list(self.disks), built.key, self.durable)
         return record, built
@@ -448,7 +475,6 @@ class Machine:
     def _choose_ports(self, record: _Record) -> None:
         for guest, host in {"22": SSH_PORT_BASE + self.index, **record.forwards}.items():
             record.forwards[guest] = network.free_port(host)
-        # A rebuilt or moved machine must not meet the host key of another one under its port.
         self._write_record(record)
         self._written_ssh_config()
 
@@ -620,10 +646,9 @@ def all_machines() -> list[Machine]:
     return sorted((Machine.load(name) for name in found), key=lambda machine: machine.index)
 
 
-def free_index() -> int:
-    """The lowest index no machine has."""
-    taken = {machine.index for machine in all_machines()}
-    return next(index for index in range(1, 201) if index not in taken)
+def free_index(taken: Collection[int]) -> int:
+    """The lowest index that is not taken."""
+    return next(index for index in range(1, LAST_INDEX + 1) if index not in taken)
 
 
 def _read_record(directory: Path) -> _Record | None:
@@ -645,20 +670,3 @@ def _available_memory_mib() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
     raise LabError("The free memory is unknown", "/proc/meminfo has no MemAvailable", "the lab needs Linux")
-
-
-def _tool(command: list[str]) -> str:
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise LabError(f"{command[0]} is not installed", "the lab needs it", "run lab/install") from error
-    if result.returncode != 0:
-        raise LabError(f"{command[0]} failed", result.stderr.strip(), f"the command was: {shlex.join(command)}")
-    return result.stdout
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

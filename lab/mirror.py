@@ -64,7 +64,7 @@ class Mirror:
         return pairs
 
     def stanza(self, uri: str, suite: str, keyring: Path | None = None) -> str:
-        """One deb822 stanza (sources.list(5)) for `suite` at `uri`, checked with `keyring`, else with this mirror's."""
+        """One deb822 stanza (sources.list(5)) for `suite` at `uri`, checked with `keyring`, else the mirror's."""
         lines = ["Types: deb", f"URIs: {uri}", f"Suites: {suite}", "Components: main"]
         lines.append(f"Signed-By: {keyring or self.keyring}")
         if not self.dates_checked:
