@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,7 +124,10 @@ def test_a_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
 def test_a_servarr_api_demands_the_key_of_its_variable(name: str, api: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(KEY)
-    variables = {f"{name.upper()}__SERVER__PORT": "{port}", f"FILE__{name.upper()}__AUTH__APIKEY": str(secret)}
+    variables: dict[str, Any] = {
+        f"{name.upper()}__SERVER__PORT": "{port}",
+        f"FILE__{name.upper()}__AUTH__APIKEY": str(secret),
+    }
     with stand_in(name, tmp_path, **variables) as (url, process):
         assert json.loads(fetch(f"{url}/ping")[1]) == {"status": "OK"}
         status_url = f"{url}/api/{api}/system/status"
@@ -144,7 +148,7 @@ def test_a_servarr_api_demands_the_key_of_its_variable(name: str, api: str, tmp_
 def test_a_key_file_that_ends_with_a_newline_does_not_work(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(KEY + "\n")
-    variables = {"SONARR__SERVER__PORT": "{port}", "FILE__SONARR__AUTH__APIKEY": str(secret)}
+    variables: dict[str, Any] = {"SONARR__SERVER__PORT": "{port}", "FILE__SONARR__AUTH__APIKEY": str(secret)}
     with stand_in("sonarr", tmp_path, **variables) as (url, _process):
         assert fetch(f"{url}/api/v3/system/status", {"X-Api-Key": KEY})[0] == 401
 
@@ -161,7 +165,7 @@ def test_bazarr_takes_its_key_from_its_file_only(tmp_path: Path) -> None:
     folder = tmp_path / "config" / "config"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"auth:\n  apikey: '{KEY}'\ngeneral:\n  ip: '*'\n  port: {port}\n")
-    with stand_in("bazarr", tmp_path, port=port) as (url, _process):
+    with stand_in("bazarr", tmp_path, fixed_port=port) as (url, _process):
         assert fetch(f"{url}/api/system/ping")[0] == 200
         assert fetch(f"{url}/api/system/status")[0] == 401
         assert fetch(f"{url}/api/system/status", {"X-API-KEY": KEY})[0] == 200
@@ -205,7 +209,7 @@ def test_a_linuxserver_stand_in_gives_its_files_to_puid_pgid_with_the_umask(tmp_
     # Its new user must reach the directory.
     for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         directory.chmod(0o755)
-    variables = {"SONARR__SERVER__PORT": "{port}", "PUID": "4321", "PGID": "4322", "UMASK": "002"}
+    variables: dict[str, Any] = {"SONARR__SERVER__PORT": "{port}", "PUID": "4321", "PGID": "4322", "UMASK": "002"}
     with stand_in("sonarr", tmp_path, **variables) as (url, process):
         assert fetch(f"{url}/ping")[0] == 200
         facts = Path(f"/proc/{process.pid}/status").read_text()
@@ -305,9 +309,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def stand_in(name: str, root: Path, port: int = 0, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def stand_in(
+    name: str, root: Path, /, *, fixed_port: int = 0, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run a stand-in below `root` on a free port ("{port}" in a variable); it must end with 0 on SIGTERM."""
-    port = port or free_port()
+    port = fixed_port or free_port()
     environment = {key: value.replace("{port}", str(port)) for key, value in variables.items()}
     process = subprocess.Popen(
         [sys.executable, "-IS", str(STAND_IN), name],
