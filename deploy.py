@@ -1,22 +1,19 @@
 """The run, top to bottom, one line a stage: pyinfra inventories/home.py deploy.py"""
 
-from pyinfra import host
-
 from operations import base, compose, docker, manifest, run, ssh, storage, ufw, users, verify
 
 wanted = run.begin()  # validate: every host, before any is changed
 settings = wanted.settings
-ssh_port = host.data.get("ssh_port") or 22
 
 manifest.entered(name="manifest | owned files", owned=wanted.owned)
 manifest.pruned(name="manifest | files no longer wanted", owned=wanted.owned)
 base.provision(settings)
 users.provision(settings)
 ssh.provision(settings)
-ufw.provision(settings, wanted.stack.exposed_ports, ssh_port)
+ufw.provision(settings, wanted.stack.exposed_ports)
 docker.provision(settings)
 run.secrets_kept(name="secrets | vault")
 storage.provision(wanted.directories)
 compose.provision(wanted)
-verify.provision(wanted, ssh_port)
+verify.provision(wanted)
 run.end()

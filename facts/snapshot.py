@@ -202,10 +202,7 @@ section groups
 end groups
 
 section sysctls
-for key in $SYSCTLS; do
-  file=/proc/sys/$(printf '%s' "$key" | tr . /)
-  if [ -r "$file" ]; then read -r value <"$file"; printf '%s=%s\n' "$key" "$value"; fi
-done
+[ -z "$SYSCTLS" ] || grep -s '' $SYSCTLS /dev/null
 end sysctls
 
 section sshd
@@ -315,13 +312,13 @@ def script(request: Request) -> str:
 
     head = [
         f"PATHS={words(request.paths | request.contents)}",
-        f"SUMS={words(request.paths)}",
+        f"SUMS={words(request.paths | request.contents)}",
         f"CONTENTS={words(request.contents)}",
         f"PACKAGES={words(request.packages)}",
         f"UNITS={words(request.units)}",
         f"USERS={words(request.users)}",
         f"GROUPS_={words(request.groups)}",
-        f"SYSCTLS={words(request.sysctls)}",
+        f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE} MANIFEST_PATHS= DISKS=",
     ]
     return "\n".join(head) + _SCRIPT
@@ -346,7 +343,10 @@ def parse(lines: Sequence[str], request: Request) -> Snapshot:
         units=_units(sections["units"], sorted(request.units)),
         users=_users(sections["users"], groups),
         groups={parts[0]: int(parts[2]) for parts in groups if len(parts) >= 3},
-        sysctls=dict(line.split("=", 1) for line in sections["sysctls"]),
+        sysctls={
+            path.removeprefix("/proc/sys/").replace("/", "."): value
+            for path, _, value in (line.partition(":") for line in sections["sysctls"])
+        },
         sshd=_sshd(sections["sshd"]),
         timezone=(sections["timezone"] or [""])[0].partition("zoneinfo/")[2],
         ufw_enabled=ufw.get("ENABLED") == "yes",

@@ -9,6 +9,7 @@ from pyinfra.api import deploy, operation
 from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import base as wanted
+from mediahost.resources import File
 from operations import apt, files, units
 from operations.convergence import Step, converge
 
@@ -53,7 +54,10 @@ def sysctl_steps(settings: dict[str, str], seen: Snapshot) -> list[Step]:
         key: value for key, value in settings.items() if seen.sysctls.get(key, value).split() != value.split()
     }
     return [
-        Step(f"sysctl {key}: {seen.sysctls[key]}, wanted {value}", f"sysctl -qw {shlex.quote(f'{key}={value}')}")
+        Step(
+            f"sysctl {key}: {seen.sysctls[key]}, wanted {value}",
+            f"printf '%s\\n' {shlex.quote(value)} >/proc/sys/{key.replace('.', '/')}",
+        )
         for key, value in sorted(different.items())
     ]
 
@@ -91,8 +95,23 @@ def time_sync(settings: Settings):  # type: ignore[no-untyped-def]
         package = time_package(seen)
         if package == "chrony":
             return units.steps("chrony.service", seen)
-        steps = files.steps((drop_in,), seen, pending=TIMESYNCD) if drop_in else []
-        return steps or units.steps(TIMESYNCD, seen)
+        found = files.steps((drop_in,), seen, pending=TIMESYNCD) if drop_in else []
+        return found + units.steps(TIMESYNCD, seen, changed=bool(found))
+
+    yield from converge(missing)
+
+
+@operation()
+def journal(drop_in: File):  # type: ignore[no-untyped-def]
+    """
+    A journal that does not eat the disk.
+
+    + drop_in: its limits
+    """
+
+    def missing(seen: Snapshot) -> list[Step]:
+        found = files.steps((drop_in,), seen, pending=JOURNALD)
+        return found + units.steps(JOURNALD, seen, changed=bool(found))
 
     yield from converge(missing)
 
@@ -116,5 +135,4 @@ def provision(settings: Settings) -> None:
     time_sync(name="time synchronisation", settings=settings)
     files.managed(name="kernel settings file", files=[wanted.sysctl_file(settings)])
     sysctls(name="kernel settings", settings=wanted.sysctls(settings))
-    files.managed(name="journal limits", files=[wanted.journald_file(settings)], pending=JOURNALD)
-    units.running(name="journal", unit=JOURNALD)
+    journal(name="journal limits", drop_in=wanted.journald_file(settings))

@@ -132,14 +132,12 @@ def engine_steps(settings: Settings, seen: Snapshot) -> list[Step]:
                 refusal=f'{seen.os.id} {seen.os.codename} ships no Docker Compose v2; set docker_source = "docker"',
             )
         ]
-    steps = source_steps(settings, seen)
-    if steps:
-        return steps
+    sources = source_steps(settings, seen)
     names = packages(settings, seen)
     other = wanted.VENDOR_CONFLICTS if settings.docker_source == "docker" else wanted.VENDOR_PACKAGES
     # The distribution's containerd and runc are its engine's own dependencies, not conflicts.
     steps = apt.install_steps(names, seen, without=[name for name in other if name not in names])
-    return steps or version_steps(settings, seen) or apt.hold_steps(names, settings.docker_hold, seen)
+    return sources + (steps or version_steps(settings, seen) or apt.hold_steps(names, settings.docker_hold, seen))
 
 
 def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:
@@ -176,7 +174,8 @@ def daemon(settings: Settings):  # type: ignore[no-untyped-def]
     interrupts = "containers go on" if settings.docker_live_restore else "containers restart"
 
     def missing(seen: Snapshot) -> list[Step]:
-        return daemon_steps(settings, seen) or units.steps(UNIT, seen, interrupts=interrupts)
+        found = daemon_steps(settings, seen)
+        return found + units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
 
     yield from converge(missing)
 

@@ -29,11 +29,9 @@ def request(settings: Settings) -> Request:
 def steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """The drop-in, then the running server, then the proof that nothing else overrules it."""
     found = files.steps((wanted.drop_in(settings),), seen, pending=UNIT)
-    if found:
-        return found
-    if UNIT in seen.pending:
+    if found or UNIT in seen.pending:
         change = f"{UNIT}: runs with an older configuration, is reloaded (sessions go on)"
-        return [Step(change, f"{_TAKE_INTO_USE}\n{files.clear_pending(UNIT)}")]
+        return [*found, Step(change, f"{_TAKE_INTO_USE}\n{files.clear_pending(UNIT)}")]
     wrong = [
         (key, " ".join(seen.sshd.get(key, ("nothing",))), value)
         for key, value in wanted.effective(settings).items()

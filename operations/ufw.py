@@ -19,7 +19,7 @@ from mediahost.config import Settings
 from mediahost.render import firewall as wanted
 from mediahost.render.firewall import Exposed
 from mediahost.resources import File, FirewallRule
-from operations import files, report, units
+from operations import apt, files, report, units
 from operations.convergence import Step, converge, snapshot
 
 UNIT = "ufw.service"
@@ -174,44 +174,49 @@ def live_steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot) -
     return [Step(f"firewall rules in the kernel: {', '.join(gone)} not as wanted", "LC_ALL=C ufw reload >/dev/null")]
 
 
-def steps(settings: Settings, exposed: Sequence[Exposed], ssh_port: int, seen: Snapshot) -> list[Step]:
+def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot) -> list[Step]:
     """Everything that is missing, in the order that cannot lock anybody out: SSH's rule stands first."""
-    rules = wanted.host_rules(settings, exposed, (ssh_port, seen.ssh_port))
+    lost = [path for path in wanted.AFTER_PATHS.values() if path not in seen.contents]
+    if lost and "ufw" in seen.packages:
+        # Without the chains of its own after.rules UFW does not load at all; only its package can bring them back.
+        command = apt.APT + "apt install --reinstall -o Dpkg::Options::=--force-confmiss ufw >/dev/null"
+        return [Step(f"{path}: missing, UFW's package restores it") for path in lost[1:]] + [
+            Step(f"{lost[0]}: missing, UFW's package restores it", command)
+        ]
+    rules = wanted.host_rules(settings, exposed, (seen.ssh_port,))
     found = rule_steps(rules, seen, settings.firewall_prune_foreign)
     found += default_steps(seen)
     found += files.steps(after_files(settings, exposed, seen), seen, pending=UNIT)
     if not seen.ufw_enabled:
         enable = f"LC_ALL=C ufw --force enable >/dev/null\n{files.clear_pending(UNIT)}"
         return [*found, Step("firewall: not enabled", enable)]
-    if found:
-        return found
-    if UNIT in seen.pending:
+    if UNIT in seen.pending or any(step.stdin for step in found):
         return [
+            *found,
             Step(
                 "firewall: rules changed, are loaded", f"LC_ALL=C ufw reload >/dev/null\n{files.clear_pending(UNIT)}"
-            )
+            ),
         ]
-    return live_steps(settings, exposed, seen)
+    return found or live_steps(settings, exposed, seen)
 
 
 @operation()
-def firewall(settings: Settings, exposed: Sequence[Exposed], ssh_port: int):  # type: ignore[no-untyped-def]
+def firewall(settings: Settings, exposed: Sequence[Exposed]):  # type: ignore[no-untyped-def]
     """
     UFW switched on with the rules that follow from exposure.
 
     + settings: the host's settings
     + exposed: published ports
-    + ssh_port: port that must stay open beside the wanted one
     """
-    rules = wanted.host_rules(settings, exposed, (ssh_port, snapshot().ssh_port))
+    rules = wanted.host_rules(settings, exposed, (snapshot().ssh_port,))
     for told in () if settings.firewall_prune_foreign else foreign_rules(rules, snapshot()):
         report.notice(told)
-    yield from converge(lambda seen: steps(settings, exposed, ssh_port, seen))
+    yield from converge(lambda seen: steps(settings, exposed, seen))
 
 
 @deploy("firewall")
-def provision(settings: Settings, exposed: Iterable[Exposed], ssh_port: int) -> None:
+def provision(settings: Settings, exposed: Iterable[Exposed]) -> None:
     """The whole stage."""
     if settings.firewall:
-        firewall(name="ufw", settings=settings, exposed=tuple(exposed), ssh_port=ssh_port)
+        firewall(name="ufw", settings=settings, exposed=tuple(exposed))
         units.running(name="ufw at boot", unit=UNIT)

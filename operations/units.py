@@ -19,13 +19,16 @@ from operations.files import clear_pending
 _ENABLED = ("enabled", "static", "alias", "indirect", "generated")
 
 
-def steps(unit: str, seen: Snapshot, restart: str | None = None, interrupts: str = "") -> list[Step]:
+def steps(
+    unit: str, seen: Snapshot, restart: str | None = None, interrupts: str = "", changed: bool = False
+) -> list[Step]:
     """The steps that bring `unit` up, enabled and current.
 
-    `restart` is the command that takes new configuration into use; `interrupts` says in words what that stops.
+    `restart` is the command that takes new configuration into use; `interrupts` says in words what that stops;
+    `changed` says that a step before these writes new configuration.
     """
     state = seen.units.get(unit)
-    pending = unit in seen.pending
+    pending = changed or unit in seen.pending
     command = restart or f"systemctl restart {unit}"
     cost = f" ({interrupts})" if interrupts else ""
     if state is None or state.load == "not-found":

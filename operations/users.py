@@ -149,7 +149,7 @@ def accounts(groups: tuple[Group, ...], users: tuple[User, ...]):  # type: ignor
     + groups: made first
     + users: made or completed
     """
-    yield from converge(lambda seen: group_steps(groups, seen) or user_steps(users, seen))
+    yield from converge(lambda seen: group_steps(groups, seen) + user_steps(users, seen))
 
 
 @operation()

@@ -6,7 +6,9 @@ stage's own comparison is asked again; what still differs fails the host, in wor
 
 from __future__ import annotations
 
+from pyinfra import state
 from pyinfra.api import deploy, operation
+from pyinfra.api.state import StateStage
 
 from facts.snapshot import Snapshot
 from mediahost.render import base as base_artefacts
@@ -16,7 +18,7 @@ from operations import apt, base, compose, docker, files, ssh, storage, ufw, use
 from operations.convergence import Step, converge
 
 
-def differences(wanted: Wanted, seen: Snapshot, ssh_port: int) -> list[Step]:
+def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """Every step that any stage would still take."""
     settings = wanted.settings
     sudoers = users_artefacts.sudoers(settings)
@@ -42,30 +44,31 @@ def differences(wanted: Wanted, seen: Snapshot, ssh_port: int) -> list[Step]:
         *compose.container_steps(wanted.containers, settings.stack_root, settings.compose_wait_timeout, seen),
     ]
     if settings.firewall:
-        steps += ufw.steps(settings, wanted.stack.exposed_ports, ssh_port, seen)
+        steps += ufw.steps(settings, wanted.stack.exposed_ports, seen)
     return steps
 
 
 @operation()
-def nothing_left(wanted: Wanted, ssh_port: int):  # type: ignore[no-untyped-def]
+def nothing_left(wanted: Wanted):  # type: ignore[no-untyped-def]
     """
     No difference anywhere.
 
     + wanted: the host as it should be
-    + ssh_port: port of the present connection
     """
 
     def left(seen: Snapshot) -> list[Step]:
-        steps = differences(wanted, seen, ssh_port)
+        steps = differences(wanted, seen)
         if not steps:
             return []
         told = "; ".join(step.change for step in steps)
         return [Step(f"after all stages: {told}", refusal=f"undone by a later stage or by somebody else: {told}")]
 
-    yield from converge(left)
+    # A plan names each difference under its own stage; this one only looks back at a run.
+    if state.current_stage == StateStage.Execute:
+        yield from converge(left)
 
 
 @deploy("verify")
-def provision(wanted: Wanted, ssh_port: int) -> None:
+def provision(wanted: Wanted) -> None:
     """The whole stage."""
-    nothing_left(name="nothing left to do", wanted=wanted, ssh_port=ssh_port)
+    nothing_left(name="nothing left to do", wanted=wanted)

@@ -374,7 +374,13 @@ def _element(text: str, name: str) -> str:
 
 
 def _two_level_yaml(text: str) -> dict[tuple[str, str], str]:
-    # Bazarr's own file has sections of scalars; a YAML library would double the time to start.
+    # Bazarr's own file has sections of scalars; a YAML library would double the time to start. JSON is YAML, too.
+    if text.lstrip().startswith("{"):
+        return {
+            (section, name): str(value)
+            for section, values in json.loads(text).items()
+            for name, value in values.items()
+        }
     settings = {}
     section = ""
     for line in text.splitlines():

@@ -19,6 +19,7 @@ AFTER_PATHS = {4: "/etc/ufw/after.rules", 6: "/etc/ufw/after6.rules"}
 BLOCK_BEGIN = "# BEGIN mediahost: published container ports"
 BLOCK_END = "# END mediahost"
 COMMENT = "mediahost"
+_MOST_PORTS = 15  # iptables-extensions(8), multiport
 
 
 class Exposed(Protocol):
@@ -44,9 +45,7 @@ def host_rules(settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterab
         for port in sorted({settings.sshd_port, *ssh_ports})
         for source in (settings.firewall_ssh_from or ["any"])
     ]
-    for port in sorted(exposed, key=lambda item: (item.port, item.protocol)):
-        for source in _sources(settings, port.exposure):
-            rules.append(FirewallRule(str(port.port), port.protocol, source, comment=f"{COMMENT} {port.service}"))
+    rules += _exposure_rules(settings, list(exposed))
     for extra in settings.firewall_extra:
         rules.append(
             FirewallRule(
@@ -57,6 +56,24 @@ def host_rules(settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterab
             )
         )
     return tuple(dict.fromkeys(rules))
+
+
+def _exposure_rules(settings: Settings, exposed: list[Exposed]) -> list[FirewallRule]:
+    """One rule for all ports of an exposure, protocol and source: UFW takes a second for each rule it adds."""
+    rules = []
+    for exposure in ("wan", "lan"):
+        for protocol in ("tcp", "udp"):
+            chosen = [port for port in exposed if (port.exposure, port.protocol) == (exposure, protocol)]
+            numbers = sorted({port.port for port in chosen})
+            for start in range(0, len(numbers), _MOST_PORTS):
+                some = numbers[start : start + _MOST_PORTS]
+                names = " ".join(sorted({port.service for port in chosen if port.port in some}))
+                comment = f"{COMMENT} {exposure}: {names}"
+                ports = ",".join(map(str, some))
+                rules += [
+                    FirewallRule(ports, protocol, source, comment=comment) for source in _sources(settings, exposure)
+                ]
+    return rules
 
 
 def container_rules(settings: Settings, exposed: Iterable[Exposed], version: int) -> tuple[str, ...]:
