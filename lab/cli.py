@@ -123,6 +123,15 @@ def status() -> None:
         _console.print(f"{module.__name__.rpartition('.')[2]}: {service.url if service else 'not running'}")
 
 
+@command.command("open")
+@click.argument("name", callback=_machine_name)
+@click.argument("port", type=click.IntRange(1, 65535))
+@_told
+def open_port(name: str, port: int) -> None:
+    """Make a TCP port of a machine reachable on this host's loopback, and say where."""
+    _console.print(f"Port {port} of {name} is at 127.0.0.1:{Machine.load(name).forward(port)}")
+
+
 @command.command()
 @click.argument("name", callback=_machine_name)
 @click.argument("tag", callback=_tag)
