@@ -84,10 +84,12 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
     up = f"{compose} up -d --no-deps --wait --wait-timeout {timeout}"
     for services, option in ((recreate, " --force-recreate"), (start, "")):
         if services:
-            told = (
-                f"not healthy within {timeout} s; look with: docker compose -f {stack_root}/compose.yaml logs SERVICE"
-            )
+            look = f"docker compose -f {stack_root}/compose.yaml logs {services[0]}"
+            told = f"not all of {' '.join(services)} became healthy within {timeout} s; look with: {look}"
             lines.append(_or_tell(f"{up}{option} {' '.join(services)}", told))
+    if PROXY in faults:
+        # A proxy that starts reads the newest routes.
+        lines.append(files.clear_pending(PROXY))
     changes = [f"service {service}: {what}" for service, what in faults.items()]
     steps += [Step(change) for change in changes[:-1]]
     return [*steps, Step(changes[-1], "\n".join(lines), timeout=timeout * 2 + 1800)]
