@@ -216,20 +216,21 @@ def _build(spec: ImageSpec, mirror: Mirror, public_key: str, image: Image, repor
     for leftover in paths.images().glob(f"{image.key}.build-*"):
         _remove_tree(leftover)
     work = Path(tempfile.mkdtemp(prefix=f"{image.key}.build-", dir=paths.images()))
-    # mmdebstrap's unshared user must reach the files its hook reads.
-    work.chmod(0o755)
     try:
-        _assemble(spec, mirror, public_key, work, report)
+        # Without root, mmdebstrap's hook runs under a mapped user id that cannot enter the cache directory (0700).
+        # What it reads is public: package sources, the identity unit, the public key.
+        with tempfile.TemporaryDirectory(prefix="mediahost-image-") as files:
+            Path(files).chmod(0o755)
+            _assemble(spec, mirror, public_key, work, Path(files), report)
         (work / "whole").rename(image.disk.parent)
     finally:
         _remove_tree(work)
 
 
-def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, report: Report) -> None:
+def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, files: Path, report: Report) -> None:
     whole = work / "whole"
     tree = work / "tree"
-    files = work / "files"
-    for directory in (whole, tree, files):
+    for directory in (whole, tree):
         directory.mkdir()
     suites = mirror.sources(spec.release)
     # Built with the keyring this machine trusts; the guest has its own, at Debian's place.
@@ -242,7 +243,8 @@ def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, repo
     (files / "lab-identity.service").write_text(_IDENTITY_UNIT, encoding="utf-8")
     hook = files / "customize"
     hook.write_text(f"#!/bin/sh\nLAB_FILES='{files}'\n{_CUSTOMIZE_HOOK}", encoding="utf-8")
-    hook.chmod(0o755)
+    for file in files.iterdir():
+        file.chmod(0o755 if file == hook else 0o644)
 
     report(f"Installing Debian {spec.release} into a root file system with mmdebstrap")
     tar = work / "root.tar"
