@@ -83,7 +83,8 @@ firewall_lan = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', 'fc00::/7', 'fe
 # Who may reach SSH; empty means anybody.
 firewall_ssh_from = []
 
-# Further rules: {port, protocol, source, comment}.
+# Further rules: {port, protocol, source, comment}. Port is a number or a range 6881:6889, protocol tcp
+# (default), udp or any, source an address block or any (default).
 firewall_extra = []
 
 # Also delete rules that are not ours.
@@ -104,7 +105,8 @@ docker_apt_url = 'https://download.docker.com/linux'
 # Fingerprint its signing key must have.
 docker_apt_fingerprint = '9DC858229FC7DD38854AE2D88D81803C0EBFCD88'
 
-# Address blocks for container networks. Docker's own choice collides with home networks.
+# Address blocks for container networks: {base, size}, size being the prefix length of each network. Docker's
+# own choice collides with home networks.
 docker_address_pools = [{'base': '172.30.0.0/16', 'size': 24}]
 
 # Size at which a container's log is rotated.

@@ -6,41 +6,138 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 # Keys that belong to pyinfra's connectors and global arguments, not to us.
 _FOREIGN_PREFIXES = ("ssh_", "_", "docker_container_", "local_", "vagrant_", "fake_")
-_USER_NAME = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")  # useradd(8), NAME_REGEX of Debian's adduser
-_SSH_KEY = re.compile(r"^(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) ")
-_SERVICE_NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
-_DOMAIN = re.compile(r"^(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])$")
-_SIZE = re.compile(r"^\d+[kmgKMG]$")
+# Used with fullmatch: `$` would let a line feed at the end through.
+_USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8), NAME_REGEX of Debian's adduser
+_SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) ")
+_SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])")
+_SIZE = re.compile(r"[0-9]+[kmgKMG]")
+_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~%+/-]*)?")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")  # Debian Policy 5.6.1; apt reads `name-` as "remove it"
+_SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+")
+# The file system hierarchy's own directories: changing their owner or mode breaks the host.
+_SYSTEM_DIRECTORIES = frozenset(
+    """/bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /lost+found /media /mnt /opt /proc /root /run /sbin /srv
+    /sys /tmp /usr /var""".split()  # noqa: SIM905 - one list of 22 lines tells less
+)
+# What lies below these is the kernel's or gone after a reboot.
+_VOLATILE_DIRECTORIES = ("/dev", "/proc", "/run", "/sys")
 
 
 def _network(value: str) -> str:
     try:
+        if "%" in value:
+            raise ValueError("an interface (%...) has no place in an address block")
         return str(ipaddress.ip_network(value, strict=True))
     except ValueError as error:
         raise ValueError(f"{error}; write an address block such as 192.168.1.0/24 or fd00::/8") from None
 
 
+def _home_network(value: list[str]) -> list[str]:
+    if not value:
+        raise ValueError(
+            "an empty list would close every lan route and port; name your home network, such as 192.168.1.0/24, "
+            "or delete this line to let in every private network"
+        )
+    return value
+
+
+def _source(value: str) -> str:
+    return value if value == "any" else _network(value)
+
+
+def _port_or_range(value: object) -> str:
+    first, colon, last = str(value).partition(":")
+    numbers = [first, last] if colon else [first]
+    if isinstance(value, bool) or not all(re.fullmatch("[1-9][0-9]{0,4}", number) for number in numbers):
+        raise ValueError("write a port such as 51820 or a range such as 6881:6889")
+    if any(int(number) > 65535 for number in numbers) or (colon and int(first) >= int(last)):
+        raise ValueError("ports go from 1 to 65535, and a range from its smaller to its larger port")
+    return str(value)
+
+
+def _comment(value: str) -> str:
+    # ufw refuses an apostrophe in a comment.
+    if "'" in _line(value):
+        raise ValueError("leave the apostrophe out: UFW does not take it")
+    return value
+
+
+def _line(value: str) -> str:
+    if not value.isprintable() or '"' in value or not value.strip():
+        raise ValueError("write one line of text without double quotes")
+    return value
+
+
+def _one_protocol(value: FirewallExtra) -> FirewallExtra:
+    if ":" in str(value["port"]) and value.get("protocol") == "any":
+        raise ValueError("a range of ports needs a protocol: UFW takes tcp or udp there, so write one rule for each")
+    return value
+
+
+def _pool(value: AddressPool) -> AddressPool:
+    block = ipaddress.ip_network(value["base"])
+    # Two addresses of a network are its own, one is the bridge's, one at least is a container's.
+    if not block.prefixlen <= value["size"] <= block.max_prefixlen - 2:
+        raise ValueError(
+            "size is the prefix length of each network cut from base: "
+            f"{block.prefixlen} to {block.max_prefixlen - 2} for {block}"
+        )
+    return value
+
+
+def _package(value: str) -> str:
+    if not _PACKAGE.fullmatch(value):
+        raise ValueError("a package name is lower-case letters, digits and + - . and does not end with -")
+    return value
+
+
+def _sysctl_name(value: str) -> str:
+    if not _SYSCTL.fullmatch(value):
+        raise ValueError("write a kernel setting's name such as vm.swappiness")
+    return value
+
+
 def _absolute_path(value: str) -> str:
-    path = PurePosixPath(value)
+    # POSIX keeps two leading slashes apart; here they are one.
+    path = PurePosixPath(re.sub("^/+", "/", value))
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError("write an absolute path without '..', such as /data")
     if len(path.parts) < 2:
         raise ValueError("the root directory itself cannot be used; choose a directory below it, such as /data")
     if re.search(r"[^A-Za-z0-9_./@+-]", value):
         raise ValueError("use letters, digits and . _ - @ + only: the path ends up in unit and compose files")
+    if str(path) in _SYSTEM_DIRECTORIES:
+        raise ValueError(
+            f"{path} belongs to the system; choose a directory below /srv, /opt or /mnt, or one like /data"
+        )
+    if any(_below(str(path), parent) for parent in _VOLATILE_DIRECTORIES):
+        raise ValueError("what lies there is gone after a reboot; choose a directory on a disk, such as /data")
     return str(path)
 
 
@@ -53,19 +150,19 @@ def _timezone(value: str) -> str:
 
 
 def _user_name(value: str) -> str:
-    if not _USER_NAME.match(value):
+    if not _USER_NAME.fullmatch(value):
         raise ValueError("a user name is lower-case letters, digits, - and _, and starts with a letter")
     return value
 
 
 def _domain(value: str) -> str:
-    if not _DOMAIN.match(value):
+    if not _DOMAIN.fullmatch(value):
         raise ValueError("write a domain in lower case such as example.org")
     return value
 
 
 def _size(value: str) -> str:
-    if not _SIZE.match(value):
+    if not _SIZE.fullmatch(value):
         raise ValueError("write a size such as 10m or 1g")
     return value
 
@@ -78,13 +175,13 @@ def _fingerprint(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/\"'<>|]+(/[^\s\"'<>|]*)?", value):
+    if not _URL.fullmatch(value):
         raise ValueError("write a URL that starts with https:// (http:// for a mirror of your own)")
     return value.rstrip("/")
 
 
 def _clock_time(value: str) -> str:
-    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+    if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", value):
         raise ValueError("write a time of day such as 04:30")
     return value
 
@@ -94,23 +191,48 @@ def _public_keys(value: list[str]) -> list[str]:
     lines: list[str] = []
     for entry in value:
         if _SSH_KEY.match(entry):
-            lines.append(entry.strip())
+            lines += [_whole_key(line) for line in entry.splitlines() if line.strip()]
             continue
         if "PRIVATE KEY" in entry:
             raise ValueError("this is a private key; give the public one (the .pub file beside it)")
-        path = Path(entry).expanduser()
+        # A lone surrogate cannot be carried in pydantic's message.
+        shown = _shortened(entry.encode(errors="replace").decode())
         try:
+            path = Path(entry).expanduser()
+            if path.exists() and not path.is_file():
+                raise OSError(None, "not a regular file")
             content = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
+            # RuntimeError: `~somebody` who does not exist here.
             reason = getattr(error, "strerror", None) or "not a text file"
             raise ValueError(
-                f"{entry}: {reason}; give a public key or the path of one (ssh-keygen -t ed25519 makes one)"
+                f"{shown}: {reason}; give a public key or the path of one (ssh-keygen -t ed25519 makes one)"
             ) from None
-        found = [line.strip() for line in content.splitlines() if _SSH_KEY.match(line)]
+        found = [_whole_key(line) for line in content.splitlines() if _SSH_KEY.match(line)]
         if not found:
-            raise ValueError(f"{entry}: no public key in this file; is it the private one? Use the .pub file")
+            raise ValueError(f"{shown}: no public key in this file; is it the private one? Use the .pub file")
         lines.extend(found)
     return lines
+
+
+def _whole_key(line: str) -> str:
+    """The line without blanks around it. Raises `ValueError` for a damaged key: it would lock its owner out."""
+    kind, encoded = [*line.split(None, 2), "", ""][:2]
+    try:
+        rest = base64.b64decode(encoded, validate=True)
+        parts = []
+        while rest:
+            # RFC 4253 section 6.6 and RFC 4251 section 5: strings, each after its length in four bytes
+            length = int.from_bytes(rest[:4])
+            if len(rest) < 4 + length:
+                raise ValueError
+            parts.append(rest[4 : 4 + length])
+            rest = rest[4 + length :]
+    except (binascii.Error, ValueError):
+        parts = []
+    if len(parts) < 2 or parts[0] != kind.encode() or not line.strip().isprintable():
+        raise ValueError(f"{_shortened(line.strip())}: the key is damaged; copy the whole line of the .pub file")
+    return line.strip()
 
 
 Network = Annotated[str, AfterValidator(_network)]
@@ -120,6 +242,25 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Uid = Annotated[int, Field(ge=1000, le=60000)]
 Size = Annotated[str, AfterValidator(_size)]
 Url = Annotated[str, AfterValidator(_url)]
+Line = Annotated[str, AfterValidator(_line)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class FirewallExtra(TypedDict):
+    """A rule of the user's own: tcp from anywhere unless it says else."""
+
+    port: Annotated[int | str, BeforeValidator(_port_or_range)]
+    protocol: NotRequired[Literal["tcp", "udp", "any"]]
+    source: NotRequired[Annotated[str, AfterValidator(_source)]]
+    comment: NotRequired[Annotated[str, AfterValidator(_comment)]]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class AddressPool(TypedDict):
+    """Docker cuts a network of prefix length `size` from `base` for each compose network."""
+
+    base: Network
+    size: int
 
 
 class Settings(BaseModel):
@@ -131,17 +272,21 @@ class Settings(BaseModel):
     timezone: Annotated[str, AfterValidator(_timezone)] = Field(
         "Etc/UTC", description="Time zone of the host and of every container."
     )
-    packages_extra: list[str] = Field([], description="Further packages to install, by name.")
-    ntp_servers: list[str] = Field([], description="Time servers; empty keeps the distribution's.")
-    sysctl_extra: dict[str, str] = Field({}, description="Further kernel settings: name to value.")
+    packages_extra: list[Annotated[str, AfterValidator(_package)]] = Field(
+        [], description="Further packages to install, by name."
+    )
+    ntp_servers: list[Line] = Field([], description="Time servers; empty keeps the distribution's.")
+    sysctl_extra: dict[Annotated[str, AfterValidator(_sysctl_name)], Line] = Field(
+        {}, description="Further kernel settings: name to value."
+    )
     journald_max_use: Size = Field("1g", description="Most disk space the journal may take.")
-    journald_max_retention: str = Field("1month", description="Oldest journal entry kept (systemd time span).")
+    journald_max_retention: Line = Field("1month", description="Oldest journal entry kept (systemd time span).")
     unattended_upgrades: bool = Field(True, description="Install security updates by themselves.")
     unattended_reboot: bool = Field(False, description="Reboot when an update asks for it.")
     unattended_reboot_time: Annotated[str, AfterValidator(_clock_time)] = Field(
         "04:30", description="When such a reboot may happen, host time."
     )
-    unattended_blacklist: list[str] = Field(
+    unattended_blacklist: list[Line] = Field(
         [
             "docker-ce",
             "docker-ce-cli",
@@ -180,19 +325,23 @@ class Settings(BaseModel):
 
     # firewall
     firewall: bool = Field(True, description="Manage UFW. False leaves the host's firewall as it is.")
-    firewall_lan: list[Network] = Field(
+    firewall_lan: Annotated[list[Network], AfterValidator(_home_network)] = Field(
         ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"],
         description="Your home network: what `lan` exposure means. Narrow it to your own block.",
     )
     firewall_ssh_from: list[Network] = Field([], description="Who may reach SSH; empty means anybody.")
-    firewall_extra: list[dict[str, Any]] = Field([], description="Further rules: {port, protocol, source, comment}.")
+    firewall_extra: list[Annotated[FirewallExtra, AfterValidator(_one_protocol)]] = Field(
+        [],
+        description="Further rules: {port, protocol, source, comment}. Port is a number or a range 6881:6889, "
+        "protocol tcp (default), udp or any, source an address block or any (default).",
+    )
     firewall_prune_foreign: bool = Field(False, description="Also delete rules that are not ours.")
 
     # docker
     docker_source: Literal["docker", "distro"] = Field(
         "docker", description="Docker's own packages, or the distribution's."
     )
-    docker_version: str | None = Field(
+    docker_version: Line | None = Field(
         None,
         description="Version to pin: 5:29.7.* (Docker's) or 26.1.* (Debian's); None takes the newest.",
     )
@@ -203,9 +352,10 @@ class Settings(BaseModel):
     docker_apt_fingerprint: Annotated[str, AfterValidator(_fingerprint)] = Field(
         "9DC858229FC7DD38854AE2D88D81803C0EBFCD88", description="Fingerprint its signing key must have."
     )
-    docker_address_pools: list[dict[str, Any]] = Field(
+    docker_address_pools: list[Annotated[AddressPool, AfterValidator(_pool)]] = Field(
         [{"base": "172.30.0.0/16", "size": 24}],
-        description="Address blocks for container networks. Docker's own choice collides with home networks.",
+        description="Address blocks for container networks: {base, size}, size being the prefix length of each "
+        "network. Docker's own choice collides with home networks.",
     )
     docker_log_max_size: Size = Field("10m", description="Size at which a container's log is rotated.")
     docker_log_max_file: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Rotated logs kept.")
@@ -257,7 +407,7 @@ class Settings(BaseModel):
         "acme",
         description="Certificates: from Let's Encrypt, from Caddy's own authority, or none (no domain: off).",
     )
-    acme_email: str | None = Field(None, description="Where Let's Encrypt sends warnings.")
+    acme_email: Line | None = Field(None, description="Where Let's Encrypt sends warnings.")
 
     # ddns
     ddns_settings: list[dict[str, Any]] = Field(
@@ -266,23 +416,47 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        for name in (*self.services, *self.services_disabled, *self.service_overrides):
-            if not _SERVICE_NAME.match(name):
-                raise ValueError(f"service name {name!r}: use lower-case letters, digits and -")
-        if self.docker_nofile_hard < self.docker_nofile_soft:
-            raise ValueError("docker_nofile_hard is smaller than docker_nofile_soft; raise it")
-        if self.layout == "split" and _below(self.downloads_root, f"{self.data_root}/media"):
-            raise ValueError("downloads_root lies inside data_root/media; choose a directory beside it")
-        if _below(self.stack_root, f"{self.data_root}/media"):
-            raise ValueError("stack_root lies inside the media; services would serve their own secrets")
-        if self.registry_prefix and not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?", self.registry_prefix):
-            raise ValueError("registry_prefix: write host[:port][/path] without https://")
+        conflicts = list(_conflicts(self))
+        if conflicts:
+            raise ValueError("\n".join(f"{key}: {mend}" for key, mend in conflicts))
         return self
 
     @property
     def media_root(self) -> str:
         """Directory of the libraries on the host."""
         return f"{self.data_root}/media"
+
+
+def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Keys whose values are sound by themselves and do not go together, each with the mend."""
+    named = {
+        "services": settings.services,
+        "services_disabled": settings.services_disabled,
+        "service_overrides": settings.service_overrides,
+    }
+    for key, names in named.items():
+        for name in names:
+            if not _SERVICE_NAME.fullmatch(name):
+                yield key, f"service name {name!r}: use lower-case letters, digits and -"
+    for name in ("root", settings.media_user):
+        if name in settings.admins:
+            yield "admins", f"{name} cannot be an administrator's account; choose another name"
+    if settings.docker_nofile_hard < settings.docker_nofile_soft:
+        yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
+    if settings.layout == "split" and _below(settings.downloads_root, settings.media_root):
+        yield "downloads_root", "lies inside data_root/media; choose a directory beside it"
+    # What services mount: in `trash` all of data_root, in `split` its media and the downloads.
+    mounted = (settings.data_root,) if settings.layout == "trash" else (settings.media_root, settings.downloads_root)
+    for parent in mounted:
+        if _below(settings.stack_root, parent):
+            yield (
+                "stack_root",
+                f"{settings.stack_root} lies inside {parent}, which services mount: they would see every config and "
+                "secret. Choose a directory outside, such as /opt/media-server",
+            )
+    prefix = settings.registry_prefix
+    if prefix and not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]+)?", prefix):
+        yield "registry_prefix", "write host[:port][/path] without https://"
 
 
 def _below(path: str, parent: str) -> bool:
@@ -315,7 +489,7 @@ class ConfigError(Exception):
 
 def own_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     """The host's data without what belongs to pyinfra."""
-    return {key: value for key, value in data.items() if not key.startswith(_FOREIGN_PREFIXES)}
+    return {str(key): value for key, value in data.items() if not str(key).startswith(_FOREIGN_PREFIXES)}
 
 
 def read(host: str, data: Mapping[str, Any]) -> Settings:
@@ -333,18 +507,32 @@ def read(host: str, data: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings(**{key: value for key, value in wanted.items() if key in known})
     except ValidationError as error:
-        problems.extend(_told(host, item) for item in error.errors())
+        problems += [problem for item in error.errors() for problem in _told(host, item)]
         raise ConfigError(problems) from None
     if problems:
         raise ConfigError(problems)
     return settings
 
 
-def _told(host: str, error: Any) -> ConfigProblem:
-    key = ".".join(str(part) for part in error["loc"]) or "configuration"
+def _told(host: str, error: Any) -> list[ConfigProblem]:
     message = str(error["msg"]).removeprefix("Value error, ")
-    value = "" if isinstance(error["input"], (dict, Settings)) else _shortened(repr(error["input"]))
-    return ConfigProblem(host, key, value, message)
+    if not error["loc"]:
+        parts = (line.partition(": ") for line in message.splitlines())
+        return [ConfigProblem(host, key, "", mend) for key, _, mend in parts]
+    key = ".".join(str(part) for part in error["loc"])
+    value = "" if error["type"] == "missing" else _value(error["input"])
+    message = {"missing": "is missing", "extra_forbidden": "no such key"}.get(error["type"], message)
+    if error["type"] in ("missing", "extra_forbidden"):
+        shape = {"firewall_extra": "port, protocol, source, comment", "docker_address_pools": "base, size"}
+        message += f"; write {{{shape.get(str(error['loc'][0]), '...')}}}"
+    return [ConfigProblem(host, key, value, message)]
+
+
+def _value(given: object) -> str:
+    try:
+        return _shortened(repr(given))
+    except ValueError:  # Python refuses to print a number of more than 4300 digits
+        return "a very long number"
 
 
 def _shortened(text: str) -> str:

@@ -14,6 +14,7 @@ from operations import apt, files, units
 from operations.convergence import Step, converge
 
 JOURNALD = "systemd-journald.service"
+UPGRADE_TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 TIMESYNCD = "systemd-timesyncd.service"
 
 
@@ -21,7 +22,7 @@ def request(settings: Settings) -> Request:
     """What the snapshot must look at for this stage."""
     return Request(
         packages=frozenset((*wanted.packages(settings), "chrony", "systemd-timesyncd")),
-        units=frozenset((JOURNALD, TIMESYNCD, "chrony.service")),
+        units=frozenset((JOURNALD, TIMESYNCD, "chrony.service", *UPGRADE_TIMERS)),
         sysctls=frozenset(wanted.sysctls(settings)),
         paths=frozenset((wanted.TIMESYNCD_PATH,)),
     ) | files.request((*wanted.apt_files(settings), wanted.sysctl_file(settings), wanted.journald_file(settings)))
@@ -131,6 +132,8 @@ def provision(settings: Settings) -> None:
     """The whole stage, in order."""
     files.managed(name="apt settings", files=wanted.apt_files(settings))
     base_packages(name="packages", names=wanted.packages(settings))
+    if settings.unattended_upgrades:
+        units.all_running(name="unattended upgrades", units=UPGRADE_TIMERS)
     timezone(name="time zone", zone=settings.timezone)
     time_sync(name="time synchronisation", settings=settings)
     files.managed(name="kernel settings file", files=[wanted.sysctl_file(settings)])

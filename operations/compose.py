@@ -110,9 +110,9 @@ def reload_steps(proxy_file: File | None, seen: Snapshot) -> list[Step]:
         return []
     found = files.steps((proxy_file,), seen, pending=PROXY)
     running = any(c.service == PROXY and c.state == "running" for c in seen.containers)
-    if found or PROXY not in seen.pending or not running:
+    if not running or not (found or PROXY in seen.pending):
         return found
-    return [Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{files.clear_pending(PROXY)}")]
+    return [*found, Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{files.clear_pending(PROXY)}")]
 
 
 @operation()

@@ -197,7 +197,7 @@ def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot) -> lis
                 "firewall: rules changed, are loaded", f"LC_ALL=C ufw reload >/dev/null\n{files.clear_pending(UNIT)}"
             ),
         ]
-    return found or live_steps(settings, exposed, seen)
+    return found + live_steps(settings, exposed, seen)
 
 
 @operation()

@@ -32,7 +32,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"domain": "example.org", "acme_email": "me@example.org"},
     {"domain": "example.org", "proxy_tls": "internal"},
     {"domain": "example.org", "proxy_tls": "off"},
-    {"firewall_lan": []},
+    {"firewall_lan": ["192.168.1.0/24", "fd00::/8"]},
     {"docker_address_pools": []},
     {"services_disabled": ["bazarr", "seerr"], "service_overrides": {"sonarr": {"route": "none"}}},
 ]
