@@ -412,7 +412,8 @@ def _packages(lines: Sequence[str]) -> dict[str, PackageState]:
     for line in lines:
         left, _, version = line.partition("|")
         name, _, status = left.partition(" ")
-        if status[1:2] in ("", "n"):
+        # n: not there; c: removed, only its configuration files are left
+        if status[1:2] in ("", "n", "c"):
             continue
         states[name] = PackageState(version, installed=status[1:2] == "i", held=status[:1] == "h")
     return states

@@ -17,7 +17,7 @@ from pyinfra.api import FunctionCommand, StringCommand
 from pyinfra.api.exceptions import OperationError
 from pyinfra.api.state import StateStage
 
-from facts.snapshot import HostSnapshot, Request, Snapshot, parse, script
+from facts.snapshot import HostSnapshot, Request, Snapshot, UnreadableSnapshotError, parse, script
 from operations import lock, report
 
 # A step can make another one possible (install, then configure); nothing here needs more than three rounds.
@@ -77,7 +77,13 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
     """
     before: tuple[str, ...] = ()
     for _ in range(_ROUNDS):
-        steps = list(missing(snapshot()))
+        try:
+            seen = snapshot()
+        except UnreadableSnapshotError as error:
+            # An exception here would end the run for every host.
+            yield _refusal(str(error))
+            return
+        steps = list(missing(seen))
         changes = tuple(step.change for step in steps)
         if not steps:
             break

@@ -33,9 +33,18 @@ done
 read -r stat <"/proc/$session/stat"; set -- ${stat##*) }; started=${20}
 """
 
+# Below this a package run or an image pull fails half-way and leaves the host worse than before.
+LEAST_FREE_MIB = 500
+
 _TAKE = (
     _SESSION
     + r"""
+df -Pm / /var | tail -n +2 | while read -r device size used free share mount; do
+  if [ "$free" -lt "$LEAST_FREE" ]; then
+    echo "only $free MiB are free on $mount ($device), at least $LEAST_FREE are needed; free some and run again" >&2
+    exit 1
+  fi
+done
 alive() {
   [ -r "/proc/$1/stat" ] || return 1
   read -r stat <"/proc/$1/stat"; wanted=$2; set -- ${stat##*) }; [ "${20}" = "$wanted" ]
@@ -67,7 +76,7 @@ def is_ours() -> bool:
 def take() -> Iterator[StringCommand]:
     """Take the lock, or fail this host with the name of the one who has it."""
     who = f"{getpass.getuser()}@{socket.gethostname()} process {os.getpid()}"
-    script = f"set -eu\nLOCK={LOCK_FILE}\nHOLDER={shlex.quote(who)}\n{_TAKE}"
+    script = f"set -eu\nLOCK={LOCK_FILE}\nLEAST_FREE={LEAST_FREE_MIB}\nHOLDER={shlex.quote(who)}\n{_TAKE}"
     yield StringCommand("sh", "-c", shlex.quote(script))
     host.connector_data[_HELD] = True
 
