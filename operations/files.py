@@ -79,7 +79,10 @@ receive() { # target owner mode check: content in base64 on stdin up to a line w
   (umask 022; mkdir -p "${target%/*}")
   temp="${target%/*}/.mediahost-new-${target##*/}"
   rm -f "$temp"
-  while IFS= read -r line && [ "$line" != . ]; do printf '%s\\n' "$line"; done | base64 -d >"$temp"
+  # A stream that ends before the dot was cut off: `!` is no base64, so half a file is never taken for a whole one.
+  while IFS= read -r line || [ "$line" = . ] || { echo '!'; false; } && [ "$line" != . ]; do
+    printf '%s\\n' "$line"
+  done | base64 -d >"$temp"
   chown "$owner" "$temp"; chmod "$mode" "$temp"
   if [ -n "$check" ] && ! eval "$(printf '%s' "$check" | sed "s|{}|$temp|g")" >&2; then
     rm -f "$temp"; echo "$target: the new content was refused, the old one stays" >&2; exit 1
