@@ -30,7 +30,7 @@ lint:
 
 ## The long proof on real machines; resumable
 prove: install
-	$(BIN)/python -m tests.prove
+	$(BIN)/pytest -m lab --proof
 
 ## Time a run that changes nothing against a hand-written script and an Ansible playbook
 bench: install

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import image
-from lab.machine import all_machines
+from lab import aptrepo, image, registry
+from lab.machine import Machine, all_machines
 from lab.network import LOOPBACK
 
 
+def connection(machine: Machine) -> dict[str, Any]:
+    """What pyinfra's SSH connector needs to reach a machine."""
+    return {
+        "ssh_hostname": LOOPBACK,
+        "ssh_port": machine.ssh_port,
+        "ssh_user": image.USER,
+        "ssh_key": str(image.ssh_key()),
+        "ssh_known_hosts_file": str(machine.known_hosts),
+        "ssh_strict_host_key_checking": "accept-new",
+        "ssh_allow_agent": False,
+        "ssh_look_for_keys": False,
+    }
+
+
+def supply() -> dict[str, Any]:
+    """Settings that point the product at the lab's registry and package repository in place of the real ones."""
+    return {
+        "registry_prefix": registry.prefix(),
+        "docker_insecure_registries": [registry.prefix()],
+        "docker_apt_url": f"{aptrepo.guest_url()}/linux",
+        "docker_apt_fingerprint": aptrepo.fingerprint(),
+    }
+
+
 def hosts() -> list[tuple[str, dict[str, Any]]]:
-    """(name, data) of every running machine, by index; the data is what pyinfra's SSH connector needs."""
-    return [
-        (
-            machine.name,
-            {
-                "ssh_hostname": LOOPBACK,
-                "ssh_port": machine.ssh_port,
-                "ssh_user": image.USER,
-                "ssh_key": str(image.ssh_key()),
-                "ssh_known_hosts_file": str(machine.known_hosts),
-                "ssh_strict_host_key_checking": "accept-new",
-                "ssh_allow_agent": False,
-                "ssh_look_for_keys": False,
-            },
-        )
-        for machine in all_machines()
-        if machine.is_running()
-    ]
+    """(name, data) of every running machine, by index."""
+    found = [machine for machine in all_machines() if machine.is_running()]
+    if not found:
+        return []
+    keys = {"admins": {"operator": [f"{image.ssh_key()}.pub"]}}
+    return [(machine.name, {**connection(machine), **supply(), **keys}) for machine in found]

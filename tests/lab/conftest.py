@@ -6,15 +6,22 @@ are destroyed at the end; a developer's machines are never touched.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from lab import aptrepo, registry
 from lab.machine import Machine
+from tests.lab.home import Home
 
 FIRST_TEST_INDEX = 101
 CLEAN = "clean"
+PROVISIONED = "provisioned"
+KEEP = bool(os.environ.get("MEDIAHOST_LAB_KEEP"))
+"""Keep the machines for the next session: minutes saved while a test is being written. Never in CI."""
 
 MakeMachine = Callable[..., Machine]
 
@@ -34,9 +41,12 @@ def make_machine() -> Iterator[MakeMachine]:
 
     def make(name: str, prepare: Callable[[Machine], None] | None = None, **options: Any) -> Machine:
         if name not in made:
-            machine = Machine(f"test-{name}", FIRST_TEST_INDEX + len(made), **options)
-            machine.destroy()  # left by a run that was killed
+            machine = Machine(f"test-{name}", _index(name), **options)
             made[name] = machine
+            if KEEP and machine.exists() and CLEAN in machine.snapshots():
+                machine.restore(CLEAN)
+                return machine
+            machine.destroy()  # left by a run that was killed
             machine.start()
             machine.wait_until_ready()
             if prepare is not None:
@@ -46,7 +56,15 @@ def make_machine() -> Iterator[MakeMachine]:
 
     yield make
     for machine in made.values():
-        machine.destroy()
+        if KEEP:
+            machine.shutdown()
+        else:
+            machine.destroy()
+
+
+def _index(name: str) -> int:
+    """Every test machine's own, the same in each session."""
+    return FIRST_TEST_INDEX + ("one", "two", "home", "interrupted", "second").index(name)
 
 
 @pytest.fixture
@@ -63,3 +81,36 @@ def neighbour(make_machine: MakeMachine) -> Machine:
     bare = make_machine("two", memory_mib=768)
     bare.restore(CLEAN)
     return bare
+
+
+@pytest.fixture(scope="session")
+def supplied() -> None:
+    """The lab's registry and package repository, running, with every image."""
+    registry.ensure_running()
+    registry.ensure_images()
+    aptrepo.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home server on which a first run has succeeded: provisioned once a session, snapshot PROVISIONED."""
+    machine = make_machine("home", memory_mib=2048, durable=True)
+    home = Home(machine.directory / "owner" if KEEP else tmp_path_factory.mktemp("home"), [machine])
+    report = home.repository / "first-report.json"
+    if KEEP and report.exists() and PROVISIONED in machine.snapshots():
+        machine.restore(PROVISIONED)
+        home.first_report = json.loads(report.read_text())
+        return home
+    home.init()
+    home.first_report = home.apply()
+    report.write_text(json.dumps(home.first_report))
+    machine.snapshot(PROVISIONED)
+    return home
+
+
+@pytest.fixture
+def home(provisioned: Home) -> Home:
+    """The provisioned home server, as the first run left it."""
+    provisioned.write_inventory()
+    provisioned.machine.restore(PROVISIONED)
+    return provisioned

@@ -1,0 +1,71 @@
+"""No secret in anything that is printed, logged, in argv or in `docker inspect`, and no world-readable moment.
+
+While a run writes them, a watcher on the host reads every process's arguments and every file it can find as an
+unprivileged user would; afterwards everything it saw is searched for the vault's values.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.home import Home, told
+
+pytestmark = [pytest.mark.lab, pytest.mark.proof("Secrets: output, argv, logs, inspect, file modes")]
+
+# As root for the arguments of all processes; as nobody for what the world can read.
+_WATCH = r"""
+rm -rf /run/watch; mkdir -p /run/watch; chmod 711 /run/watch; : >/run/watch/argv; : >/run/watch/modes
+install -m 666 /dev/null /run/watch/read
+while [ ! -e /run/watch/stop ]; do
+  for f in /proc/[0-9]*/cmdline; do tr '\0' ' ' <"$f" 2>/dev/null; echo; done >>/run/watch/argv
+  find /opt/media-server /etc/mediahost /tmp /run/mediahost -type f \( -name '*api_key*' -o -name '.mediahost-new*' \
+    -o -name '*.conf' -o -name 'pyinfra-*' \) -perm /o+r -printf '%m %p\n' 2>/dev/null >>/run/watch/modes
+done
+"""
+
+
+@pytest.fixture
+def watched(home: Home) -> Home:
+    home.machine.run(["sudo", "sh", "-c", f"nohup sh -c {_quoted(_WATCH)} >/dev/null 2>&1 &"])
+    return home
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def test_secrets_stay_secret_while_they_are_written(watched: Home) -> None:
+    machine = watched.machine
+    machine.run("sudo sh -c 'rm /opt/media-server/secrets/* /opt/media-server/config/*/config.json'")
+    # Positive control: the watcher sees an argument that passes by.
+    machine.run("sh -c 'sleep 8; : canary-in-argv'")
+    result = watched.mediahost("apply", "--verbose")
+    assert result.returncode == 0, told(result)
+    machine.run("sudo touch /run/watch/stop")
+    seen = machine.run("sudo cat /run/watch/argv").stdout
+    assert "canary-in-argv" in seen
+    assert machine.run("sudo cat /run/watch/modes").stdout == ""
+    inspected = machine.run("sudo sh -c 'docker inspect $(docker ps -aq)'").stdout
+    assert "FILE__SONARR__AUTH__APIKEY" in inspected
+    journal = machine.run("sudo journalctl --no-pager -q -o cat").stdout
+    assert journal
+    for name, value in watched.secrets().items():
+        for place, text in (
+            ("output", told(result)),
+            ("argv", seen),
+            ("docker inspect", inspected),
+            ("the journal", journal),
+        ):
+            assert value not in text, f"{name} is in {place}"
+
+
+def test_secret_files_are_closed_to_the_world(home: Home) -> None:
+    machine = home.machine
+    assert machine.run("sudo stat -c '%a %U' /opt/media-server/secrets/sonarr_api_key").stdout.split() == [
+        "400",
+        "root",
+    ]
+    refused = machine.run("sudo -u nobody cat /opt/media-server/secrets/sonarr_api_key", check=False)
+    assert refused.returncode != 0
+    key = home.secrets()[f"{machine.name}/sonarr/api_key"]
+    assert machine.run("sudo cat /opt/media-server/secrets/sonarr_api_key").stdout == key
