@@ -10,7 +10,8 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 ## Bring up the lab with one bare machine, make it a home media host and say where to look
 lab: install
 	$(BIN)/mediahost lab up home1
-	$(BIN)/mediahost apply inventories/lab.py
+	@test -e secrets/lab.vault || $(BIN)/mediahost secrets init inventories/lab.py
+	$(BIN)/mediahost apply inventories/lab.py --limit home1
 	@$(BIN)/mediahost lab status
 	@$(BIN)/mediahost lab open home1 80
 	@echo 'A shell on it: $(BIN)/mediahost lab ssh home1   All off: make down'
