@@ -327,9 +327,16 @@ def script(request: Request) -> str:
 def parse(lines: Sequence[str], request: Request) -> Snapshot:
     """The snapshot that the collector's output tells.
 
-    Raises `UnreadableSnapshotError` when a section is missing or was cut off.
+    Raises `UnreadableSnapshotError` when a section is missing, was cut off or makes no sense.
     """
     sections = _split(lines)
+    try:
+        return _understood(sections, request)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UnreadableSnapshotError(f"the host's state could not be understood: {error!r}") from error
+
+
+def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
     (os_line,) = sections["os"] or ["debian - - amd64"]
     paths = _paths(sections["paths"], sections["sums"])
     ufw = _ufw(sections["ufw"])

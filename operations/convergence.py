@@ -134,7 +134,7 @@ def _command(step: Step) -> StringCommand:
         arguments["_stdin"] = step.stdin
     if step.timeout is not None:
         arguments["_timeout"] = step.timeout
-    return StringCommand("sh", "-c", shlex.quote("set -eu\n" + step.command), **arguments)
+    return StringCommand("sh", "-c", shlex.quote(lock.alone(step.command)), **arguments)
 
 
 def _refusal(message: str) -> FunctionCommand:

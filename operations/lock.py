@@ -20,6 +20,11 @@ from facts.snapshot import LOCK_FILE
 
 _HELD = "mediahost_lock"
 
+# A command goes on when the control process that started it dies. The next run must not work beside it.
+_BUSY_FILE = "/run/mediahost/busy"
+_ORPHAN_SECONDS = 1800
+_STILL_BUSY = 75  # EX_TEMPFAIL of sysexits.h
+
 # The session is the nearest ancestor called sshd or sshd-session that runs as the login user; all channels of one
 # connection share it. Without sshd (a local run) it is the last ancestor below init.
 _SESSION = r"""
@@ -79,6 +84,14 @@ def take() -> Iterator[StringCommand]:
     script = f"set -eu\nLOCK={LOCK_FILE}\nLEAST_FREE={LEAST_FREE_MIB}\nHOLDER={shlex.quote(who)}\n{_TAKE}"
     yield StringCommand("sh", "-c", shlex.quote(script))
     host.connector_data[_HELD] = True
+
+
+def alone(command: str) -> str:
+    """Shell that runs `command` under `sh -eu` once nothing of an earlier run is at work any more."""
+    # -o: daemons that the command starts must not inherit the lock, or it would be held for ever.
+    run = f"flock -o -w {_ORPHAN_SECONDS} -E {_STILL_BUSY} {_BUSY_FILE} sh -euc {shlex.quote(command)}"
+    told = f"a command of an earlier run is still at work after {_ORPHAN_SECONDS} s; see: fuser -v {_BUSY_FILE}"
+    return f"{run} || {{ code=$?; [ $code -ne {_STILL_BUSY} ] || echo {shlex.quote(told)} >&2; exit $code; }}"
 
 
 def give_back() -> Iterator[StringCommand]:

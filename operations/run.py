@@ -4,6 +4,7 @@ are worked out, and at the end the host is compared once more as a whole.
 
 from __future__ import annotations
 
+import getpass
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,9 @@ class _Vault:
 
     def secret(self, entry: str, kind: str) -> str:
         if self._vault is None:
-            self._vault = secrets.Vault.open(secrets.vault_path(_inventory_file()))
+            # Only a person at a terminal can be asked; everybody else gets the list of key sources as an error.
+            key = secrets.Automatic(_ask if sys.stdin is not None and sys.stdin.isatty() else None)
+            self._vault = secrets.Vault.open(secrets.vault_path(_inventory_file()), key)
         if kind == GIVEN:
             if entry not in self._vault:
                 raise LookupError(entry)
@@ -108,6 +111,10 @@ _GENERATORS: dict[str, Callable[[], str]] = {
     "password": secrets.password,
     "token": secrets.token,
 }
+
+
+def _ask(path: Path) -> str:
+    return getpass.getpass(f"Passphrase of {path}: ")
 
 
 def _inventory_file() -> Path:

@@ -6,6 +6,7 @@ There is no second implementation of anything here: `plan` is `pyinfra INVENTORY
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -17,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mediahost import secrets
 from mediahost.cli.inventory import BadInput, check_exists, last_words
+from mediahost.secrets.keys import PASSPHRASE_VARIABLE
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy.py"
 Event = dict[str, Any]
@@ -56,7 +59,7 @@ def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | N
         events, log = Path(directory) / "events", Path(directory) / "log"
         events.touch()
         command = [sys.executable, "-m", "pyinfra", str(inventory), str(DEPLOY), *options]
-        environment = {**os.environ, "MEDIAHOST_EVENTS": str(events), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **_passphrase(inventory), "MEDIAHOST_EVENTS": str(events)}
         with log.open("w") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
@@ -77,6 +80,14 @@ def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | N
         # The deploy was never loaded: nobody could be reached, or the inventory is broken.
         outcome.failed = []
     return outcome
+
+
+def _passphrase(inventory: Path) -> dict[str, str]:
+    """The vault's passphrase for the run's environment, asked for at a terminal when nothing else opens it."""
+    vault = secrets.vault_path(inventory)
+    if not (vault.exists() and sys.stdin.isatty()) or secrets.Automatic().find_without_asking(vault) is not None:
+        return {}
+    return {PASSPHRASE_VARIABLE: getpass.getpass(f"Passphrase of {vault}: ")}
 
 
 def _events(path: Path, process: subprocess.Popen[bytes]) -> Iterator[Event]:
