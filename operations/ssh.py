@@ -31,7 +31,7 @@ def steps(settings: Settings, seen: Snapshot) -> list[Step]:
     found = files.steps((wanted.drop_in(settings),), seen, pending=UNIT)
     if found or UNIT in seen.pending:
         change = f"{UNIT}: runs with an older configuration, is reloaded (sessions go on)"
-        return [*found, Step(change, f"{_TAKE_INTO_USE}\n{files.clear_pending(UNIT)}")]
+        return [*_open_port(settings, seen), *found, Step(change, f"{_TAKE_INTO_USE}\n{files.clear_pending(UNIT)}")]
     wrong = [
         (key, " ".join(seen.sshd.get(key, ("nothing",))), value)
         for key, value in wanted.effective(settings).items()
@@ -50,6 +50,15 @@ def steps(settings: Settings, seen: Snapshot) -> list[Step]:
     if socket is not None and socket.active == "active":
         return []
     return units.steps(UNIT, seen)
+
+
+def _open_port(settings: Settings, seen: Snapshot) -> list[Step]:
+    """A new port is open in the firewall before the server moves to it: the firewall's own stage comes later."""
+    if not seen.ufw_enabled or settings.sshd_port == seen.ssh_port:
+        return []
+    rule = f"allow in from any to any port {settings.sshd_port} proto tcp comment 'mediahost ssh'"
+    command = f"LC_ALL=C ufw {rule} >/dev/null"
+    return [Step(f"firewall: port {settings.sshd_port} is opened before SSH moves there", command)]
 
 
 @operation()
