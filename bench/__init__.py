@@ -1,0 +1,1 @@
+"""What a run that changes nothing costs, measured against a shell script and an Ansible playbook."""
