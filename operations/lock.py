@@ -51,6 +51,8 @@ df -Pm / /var | tail -n +2 | while read -r device size used free share mount; do
   fi
 done
 alive() {
+  # An empty lock file must not lead to /proc/stat, which is there for ever.
+  case $1 in ''|*[!0-9]*) return 1 ;; esac
   [ -r "/proc/$1/stat" ] || return 1
   read -r stat <"/proc/$1/stat"; wanted=$2; set -- ${stat##*) }; [ "${20}" = "$wanted" ]
 }

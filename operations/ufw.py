@@ -80,6 +80,8 @@ def expected_tuples(rules: Sequence[FirewallRule]) -> dict[tuple[int, str, str, 
         versions = (4, 6) if rule.source == "any" else (ipaddress.ip_network(rule.source).version,)
         for version in versions:
             source = ("0.0.0.0/0" if version == 4 else "::/0") if rule.source == "any" else rule.source
+            # ufw stores a single host without its mask (normalize_address in ufw/util.py).
+            source = source.removesuffix("/32" if version == 4 else "/128")
             expected[(version, rule.action, rule.protocol, rule.port, source)] = rule
     return expected
 

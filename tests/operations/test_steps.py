@@ -1,0 +1,782 @@
+"""Each stage's comparison: nothing missing is no step, each drift is told in its words, dangers are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facts.snapshot import ContainerState, Os, PackageState, PathState, Snapshot, UnitState, UserState
+from mediahost.config import Settings, read
+from mediahost.render import base as base_artefacts
+from mediahost.render import docker as docker_artefacts
+from mediahost.render import firewall as firewall_artefacts
+from mediahost.render import ssh as ssh_artefacts
+from mediahost.render import users as users_artefacts
+from mediahost.resources import Container, Directory, File, FirewallRule, Group, User
+from mediahost.stack import ExposedPort
+from operations import apt, base, compose, docker, lock, manifest, ssh, storage, ufw, units, users
+from operations.convergence import Step
+from tests.unit.test_config import KEY
+
+INSTALLED = PackageState("1.0", installed=True, held=False)
+RUNNING = UnitState("loaded", "active", "running", "enabled", needs_daemon_reload=False)
+
+
+def told(steps: Sequence[Step]) -> list[str]:
+    return [step.change for step in steps]
+
+
+def commands(steps: Sequence[Step]) -> str:
+    return "\n".join(step.command for step in steps)
+
+
+def refusal(steps: Sequence[Step]) -> str:
+    (found,) = [step.refusal for step in steps if step.refusal]
+    return found
+
+
+def sound(steps: Sequence[Step]) -> None:
+    """Every command is valid shell."""
+    for step in steps:
+        done = subprocess.run(["sh", "-n"], input=step.command, text=True, capture_output=True, check=False)
+        assert done.stderr == "", step.command
+
+
+def as_present(*files: File) -> dict[str, PathState]:
+    return {
+        file.path: PathState("file", file.mode.lstrip("0"), "0", "0", file.owner, file.group, file.sha256)
+        for file in files
+    }
+
+
+# --- apt
+
+
+def test_installed_packages_are_no_step() -> None:
+    assert apt.install_steps(["curl", "acl"], Snapshot(packages={"curl": INSTALLED, "acl": INSTALLED})) == []
+
+
+def test_missing_packages_and_those_in_the_way_share_one_run() -> None:
+    seen = Snapshot(packages={"runc": INSTALLED, "half": PackageState("1", installed=False, held=False)})
+    steps = apt.install_steps(["curl", "half"], seen, without=["runc", "podman-docker"])
+    assert told(steps) == [
+        "package curl: not installed",
+        "package half: not installed",
+        "package runc: in the way of curl, half, is removed",
+    ]
+    assert [bool(step.command) for step in steps] == [False, False, True]
+    assert steps[-1].command.endswith("curl half runc- >/dev/null")
+    assert steps[-1].timeout == 3600
+    sound(steps)
+
+
+@pytest.mark.parametrize(("held", "wanted", "verb"), [(False, True, "hold"), (True, False, "unhold")])
+def test_a_hold_is_set_and_taken_back(held: bool, wanted: bool, verb: str) -> None:
+    seen = Snapshot(packages={"docker-ce": PackageState("1", installed=True, held=held)})
+    (step,) = apt.hold_steps(["docker-ce", "not-there"], wanted, seen)
+    assert step.change == f"package docker-ce: {'held' if held else 'not held'}"
+    assert step.command == f"apt-mark {verb} docker-ce >/dev/null"
+    assert apt.hold_steps(["docker-ce"], held, seen) == []
+
+
+# --- base
+
+
+def test_the_wanted_time_zone_is_no_step_under_either_name_of_utc() -> None:
+    assert base.timezone_steps("Europe/Berlin", Snapshot(timezone="Europe/Berlin")) == []
+    assert base.timezone_steps("Etc/UTC", Snapshot(timezone="UTC")) == []
+    assert base.timezone_steps("UTC", Snapshot(timezone="Etc/UTC")) == []
+
+
+@pytest.mark.parametrize(("present", "shown"), [("", "unset"), ("Etc/UTC", "Etc/UTC")])
+def test_another_time_zone_is_told_and_set(present: str, shown: str) -> None:
+    (step,) = base.timezone_steps("Europe/Berlin", Snapshot(timezone=present))
+    assert step.change == f"time zone: {shown}, wanted Europe/Berlin"
+    sound([step])
+
+
+def test_only_kernel_settings_with_another_value_are_told() -> None:
+    seen = Snapshot(sysctls={"vm.swappiness": "60", "net.ipv4.ip_local_port_range": "1024\t65535"})
+    wanted = {"vm.swappiness": "10", "net.ipv4.ip_local_port_range": "1024 65535", "not.there": "1"}
+    (step,) = base.sysctl_steps(wanted, seen)
+    assert step.change == "sysctl vm.swappiness: 60, wanted 10"
+    assert step.command == "printf '%s\\n' 10 >/proc/sys/vm/swappiness"
+
+
+def test_the_time_client_is_the_one_the_distribution_chose() -> None:
+    assert base.time_package(Snapshot()) == "systemd-timesyncd"
+    assert base.time_package(Snapshot(packages={"chrony": INSTALLED})) == "chrony"
+
+
+# --- units
+
+
+def test_a_unit_that_is_enabled_running_and_current_is_no_step() -> None:
+    assert units.steps("x.service", Snapshot(units={"x.service": RUNNING})) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "change"),
+    [
+        ({"load": "masked"}, "x.service: masked"),
+        ({"load": "not-found"}, "x.service: unit not installed"),
+        ({"enabled": "disabled"}, "x.service: not enabled"),
+        ({"active": "failed"}, "x.service: failed"),
+        ({"active": "inactive"}, "x.service: inactive"),
+        ({"needs_daemon_reload": True}, "x.service: unit files changed since systemd read them"),
+    ],
+)
+def test_each_drift_of_a_unit_is_told(state: dict[str, Any], change: str) -> None:
+    steps = units.steps("x.service", Snapshot(units={"x.service": replace(RUNNING, **state)}))
+    assert told(steps) == [change]
+    assert all(step.command for step in steps)
+    sound(steps)
+
+
+@pytest.mark.parametrize("enabled", ["static", "alias", "indirect", "generated"])
+def test_a_unit_that_cannot_be_enabled_is_not_enabled_again(enabled: str) -> None:
+    assert units.steps("x.service", Snapshot(units={"x.service": replace(RUNNING, enabled=enabled)})) == []
+
+
+def test_a_pending_unit_is_restarted_and_its_mark_goes_after_the_restart() -> None:
+    seen = Snapshot(units={"x.service": RUNNING}, pending=frozenset({"x.service"}))
+    (step,) = units.steps("x.service", seen, interrupts="sessions go on")
+    assert step.change == "x.service: runs with an older configuration, is restarted (sessions go on)"
+    assert step.command.splitlines() == [
+        "systemctl restart x.service",
+        "rm -f /var/lib/mediahost/pending/x.service",
+    ]
+
+
+def test_a_change_just_before_counts_as_pending() -> None:
+    seen = Snapshot(units={"x.service": RUNNING})
+    assert len(units.steps("x.service", seen, changed=True)) == 1
+
+
+# --- ssh
+
+
+def ssh_snapshot(settings: Settings) -> Snapshot:
+    return Snapshot(
+        paths=as_present(ssh_artefacts.drop_in(settings)),
+        units={ssh.UNIT: RUNNING},
+        sshd={key: (value,) for key, value in ssh_artefacts.effective(settings).items()},
+    )
+
+
+def test_a_hardened_server_is_no_step() -> None:
+    assert ssh.steps(Settings(), ssh_snapshot(Settings())) == []
+
+
+def test_a_server_behind_its_socket_needs_no_running_service() -> None:
+    seen = ssh_snapshot(Settings())
+    by_socket = {ssh.UNIT: replace(RUNNING, active="inactive"), ssh.SOCKET: RUNNING}
+    assert ssh.steps(Settings(), replace(seen, units=by_socket)) == []
+    assert ssh.steps(Settings(), replace(seen, units={ssh.UNIT: by_socket[ssh.UNIT]})) != []
+
+
+def test_an_edited_drop_in_is_put_right_and_the_server_reloaded_after_a_test() -> None:
+    steps = ssh.steps(Settings(), replace(ssh_snapshot(Settings()), paths={}))
+    assert told(steps) == [
+        f"{ssh_artefacts.DROP_IN_PATH}: missing",
+        "ssh.service: runs with an older configuration, is reloaded (sessions go on)",
+    ]
+    assert steps[-1].command.splitlines()[0] == "/usr/sbin/sshd -t"
+    sound(steps)
+
+
+def test_a_reload_that_is_owed_is_made() -> None:
+    seen = replace(ssh_snapshot(Settings()), pending=frozenset({ssh.UNIT}))
+    assert told(ssh.steps(Settings(), seen)) == [
+        "ssh.service: runs with an older configuration, is reloaded (sessions go on)"
+    ]
+
+
+def test_a_setting_that_another_file_overrules_is_refused_with_the_way_to_find_it() -> None:
+    seen = ssh_snapshot(Settings())
+    overruled = replace(seen, sshd={**seen.sshd, "passwordauthentication": ("yes",)})
+    steps = ssh.steps(Settings(), overruled)
+    assert told(steps) == ["sshd: passwordauthentication is yes, wanted no"]
+    assert "grep -rn passwordauthentication /etc/ssh" in refusal(steps)
+
+
+def test_a_second_port_beside_the_wanted_one_is_not_refused() -> None:
+    seen = ssh_snapshot(Settings())
+    assert ssh.steps(Settings(), replace(seen, sshd={**seen.sshd, "port": ("2222", "22")})) == []
+
+
+# --- users
+
+ME = User("me", groups=("sudo", "media"), home="/home/me", authorized_keys=(KEY,))
+MEDIA = User("media", uid=13000, group="media", shell="/usr/sbin/nologin")
+
+
+def account(**changes: Any) -> UserState:
+    return replace(UserState(1000, 1000, "/home/me", "/bin/bash", frozenset({"me", "sudo", "media"})), **changes)
+
+
+def test_complete_accounts_are_no_step() -> None:
+    seen = Snapshot(
+        users={"me": account(), "media": UserState(13000, 13000, "/", "/usr/sbin/nologin", frozenset({"media"}))},
+        groups={"media": 13000},
+    )
+    assert users.group_steps((Group("media", 13000),), seen) == []
+    assert users.user_steps((MEDIA, ME), seen) == []
+
+
+def test_a_missing_group_is_made_with_its_id() -> None:
+    (step,) = users.group_steps((Group("media", 13000),), Snapshot())
+    assert (step.change, step.command) == ("group media: missing", "groupadd -g 13000 media")
+
+
+def test_a_group_or_user_under_another_id_is_refused_for_files_would_change_hands() -> None:
+    steps = users.group_steps((Group("media", 13000),), Snapshot(groups={"media": 1001}))
+    assert told(steps) == ["group media: has id 1001, wanted 13000"]
+    assert "set media_gid = 1001 to use it" in refusal(steps)
+    steps = users.user_steps((MEDIA,), Snapshot(users={"media": account(uid=1001)}))
+    assert told(steps) == ["user media: has id 1001, wanted 13000"]
+    assert "set media_uid" in refusal(steps)
+
+
+def test_a_missing_administrator_is_made_able_to_log_in_with_a_key_only() -> None:
+    (step,) = users.user_steps((ME,), Snapshot())
+    assert step.change == "user me: missing"
+    assert step.command.splitlines() == [
+        "useradd --shell /bin/bash --user-group --groups sudo,media --create-home --home-dir /home/me me",
+        "usermod -p '*' me",
+    ]
+
+
+def test_a_missing_membership_and_a_login_shell_of_a_system_account_are_mended() -> None:
+    steps = users.user_steps((ME,), Snapshot(users={"me": account(groups=frozenset({"me"}))}))
+    assert told(steps) == ["user me: not in group sudo", "user me: not in group media"]
+    steps = users.user_steps((MEDIA,), Snapshot(users={"media": account(uid=13000)}))
+    assert told(steps) == ["user media: shell is /bin/bash"]
+
+
+def test_a_person_keeps_the_shell_they_chose() -> None:
+    assert users.user_steps((ME,), Snapshot(users={"me": account(shell="/usr/bin/fish")})) == []
+
+
+def test_keys_are_complete_after_the_first_time_and_others_keys_are_kept_and_told() -> None:
+    path = users.keys_path(ME)
+    first = users.keys_file(ME, "ssh-ed25519 AAAA foreign\n# BEGIN mediahost\nold key\n# END mediahost\n")
+    text = first.content.decode()
+    assert text.splitlines() == ["ssh-ed25519 AAAA foreign", "# BEGIN mediahost", KEY, "# END mediahost"]
+    assert (first.owner, first.mode) == ("me", "0600")
+    seen = Snapshot(users={"me": account()}, contents={path: text}, paths=as_present(first))
+    assert users.keys_steps((ME,), seen) == []
+    assert users.foreign_keys((ME,), seen) == [f"{path}: 1 line(s) that are not ours are kept"]
+    assert users.foreign_keys((ME,), replace(seen, contents={path: users.keys_file(ME, None).content.decode()})) == []
+
+
+def test_a_key_that_was_taken_out_of_the_settings_leaves_the_file() -> None:
+    before = users.keys_file(ME, None).content.decode()
+    assert KEY in before
+    assert KEY not in users.keys_file(replace(ME, authorized_keys=()), before).content.decode()
+
+
+def test_missing_keys_are_written_into_a_private_directory() -> None:
+    (step,) = users.keys_steps((ME,), Snapshot(users={"me": account()}))
+    assert step.change == "/home/me/.ssh/authorized_keys: missing"
+    assert step.command.startswith("install -d -m 0700 -o me -g me /home/me/.ssh\n")
+    sound([step])
+
+
+# --- storage
+
+MEDIA_DIRECTORY = Directory("/data/media", "13000", "13000", "2775")
+
+
+def directory(mode: str = "2775", kind: str = "directory", uid: str = "13000") -> PathState:
+    return PathState(kind, mode, uid, "13000", "media" if uid == "13000" else "root", "media")
+
+
+@pytest.mark.parametrize("present", [directory(), directory(kind="link", mode="777", uid="0")])
+def test_a_right_directory_or_a_link_to_one_is_no_step(present: PathState) -> None:
+    assert storage.steps([MEDIA_DIRECTORY], Snapshot(paths={"/data/media": present})) == []
+
+
+@pytest.mark.parametrize(
+    ("present", "change"),
+    [
+        (None, "/data/media: missing"),
+        (directory(mode="775"), "/data/media: mode is 0775, wanted 2775"),
+        (directory(uid="0"), "/data/media: owner is root:media, wanted 13000:13000"),
+    ],
+)
+def test_each_drift_of_a_directory_is_told_and_nothing_in_it_is_touched(
+    present: PathState | None, change: str
+) -> None:
+    steps = storage.steps([MEDIA_DIRECTORY], Snapshot(paths={"/data/media": present} if present else {}))
+    assert told(steps) == [change]
+    assert " -R" not in commands(steps)
+    sound(steps)
+
+
+def test_a_file_in_a_directorys_place_is_refused() -> None:
+    steps = storage.steps([MEDIA_DIRECTORY], Snapshot(paths={"/data/media": directory(kind="file")}))
+    assert refusal(steps) == "/data/media is a file, not a directory: move it away, then run again"
+
+
+def test_the_command_makes_the_tree_for_real_with_modes_and_without_touching_what_is_there(tmp_path: Path) -> None:
+    uid, gid = str(os.getuid()), str(os.getgid())
+    root = tmp_path / "not" / "there" / "data"
+    wanted = [Directory(f"{root}{tail}", uid, gid, "2775") for tail in ("", "/media", "/media/tv")]
+    steps = storage.steps(wanted, Snapshot())
+    assert len(steps) == 3
+    for _ in range(2):
+        subprocess.run(["sh", "-euc", commands(steps)], check=True, umask=0o077)
+        (root / "media" / "film").touch(mode=0o600)
+    assert [f"{Path(each.path).stat().st_mode & 0o7777:04o}" for each in wanted] == ["2775"] * 3
+    assert f"{root.parent.stat().st_mode & 0o7777:04o}" == "0755"
+    assert f"{(root / 'media' / 'film').stat().st_mode & 0o777:04o}" == "0600"
+
+
+# --- manifest
+
+
+def test_a_manifest_that_knows_every_owned_file_is_no_step() -> None:
+    owned = {"/etc/a": "", "/etc/b": "x.service"}
+    seen = Snapshot(manifest=dict(owned))
+    assert manifest.enter_steps(owned, seen) == []
+    assert manifest.prune_steps(owned, seen) == []
+
+
+def test_new_files_are_entered_beside_those_that_are_known() -> None:
+    (step,) = manifest.enter_steps({"/etc/b": ""}, Snapshot(manifest={"/etc/a": ""}))
+    assert step.change == "manifest: 1 new owned file(s)"
+
+
+def test_only_files_in_the_manifest_are_removed_and_their_unit_is_marked_first() -> None:
+    steps = manifest.prune_steps({"/etc/a": ""}, Snapshot(manifest={"/etc/a": "", "/etc/b": "x.service"}))
+    assert told(steps) == ["/etc/b: not wanted any more"]
+    text = steps[-1].command
+    assert text.index("pending/x.service") < text.index("rm -f /etc/b") < text.index("receive /var/lib/mediahost/")
+    assert "/etc/a" not in text
+    sound(steps)
+
+
+# --- docker
+
+
+def docker_snapshot(settings: Settings, **changes: Any) -> Snapshot:
+    source = docker_artefacts.source_file(settings, "debian", "trixie", "amd64")
+    daemon = docker_artefacts.daemon_file(settings, None)
+    keyring = PathState("file", "644", "0", "0", "root", "root", "abc")
+    found = Snapshot(
+        paths={**as_present(source, daemon), docker_artefacts.KEYRING_PATH: keyring},
+        contents={
+            docker.KEY_RECORD: f"{settings.docker_apt_fingerprint} abc\n",
+            docker_artefacts.DAEMON_PATH: daemon.content.decode(),
+        },
+        packages={
+            name: PackageState("5:29.7.0-1", installed=True, held=True) for name in docker_artefacts.VENDOR_PACKAGES
+        },
+        units={docker.UNIT: RUNNING},
+    )
+    return replace(found, **changes)
+
+
+def test_an_engine_as_wanted_is_no_step() -> None:
+    seen = docker_snapshot(Settings())
+    assert docker.engine_steps(Settings(), seen) == []
+    assert docker.daemon_steps(Settings(), seen) == []
+
+
+@pytest.mark.parametrize(
+    "content", ["", "9DC858229FC7DD38854AE2D88D81803C0EBFCD88 other\n", f"{'A' * 40} abc\n", "garbage"]
+)
+def test_a_key_that_was_not_verified_as_it_is_now_is_fetched_and_verified_again(content: str) -> None:
+    seen = docker_snapshot(Settings())
+    steps = docker.key_steps(Settings(), replace(seen, contents={docker.KEY_RECORD: content}))
+    assert told(steps) == ["/etc/apt/keyrings/docker.asc: is not the one that was verified"]
+    assert "9DC858229FC7DD38854AE2D88D81803C0EBFCD88" in commands(steps)
+    sound(steps)
+
+
+def test_what_other_guides_left_behind_is_removed() -> None:
+    seen = docker_snapshot(Settings())
+    legacy = {path: directory(kind="file") for path in docker.LEGACY_PATHS}
+    steps = docker.source_steps(Settings(), replace(seen, paths={**seen.paths, **legacy}))
+    assert told(steps) == [f"{path}: not wanted" for path in docker.LEGACY_PATHS]
+
+
+def test_the_distributions_engine_in_the_vendors_way_is_removed() -> None:
+    seen = docker_snapshot(Settings())
+    steps = docker.engine_steps(Settings(), replace(seen, packages={"runc": INSTALLED}))
+    assert "package docker-ce: not installed" in told(steps)
+    assert told(steps)[-1].startswith("package runc: in the way of ")
+
+
+@pytest.mark.parametrize(
+    ("pinned", "change"),
+    [
+        ("5:29.7.*", None),
+        ("5:29.7.0-1", None),
+        ("5:28.*", "package docker-ce: version 5:29.7.0-1, wanted 5:28.* (the engine restarts)"),
+        ("5:29.7.0", "package docker-ce: version 5:29.7.0-1, wanted 5:29.7.0 (the engine restarts)"),
+    ],
+)
+def test_another_version_than_the_pinned_one_is_told(pinned: str, change: str | None) -> None:
+    wanted = read("nas", {"docker_version": pinned})
+    steps = docker.version_steps(wanted, docker_snapshot(wanted))
+    assert told(steps) == ([change] if change else [])
+    sound(steps)
+
+
+def test_packages_that_are_not_held_are_held_and_only_when_wanted() -> None:
+    seen = docker_snapshot(Settings())
+    loose = replace(seen, packages={name: replace(each, held=False) for name, each in seen.packages.items()})
+    assert told(docker.engine_steps(Settings(), loose)) == [
+        f"package {name}: not held" for name in sorted(docker_artefacts.VENDOR_PACKAGES)
+    ]
+    assert docker.engine_steps(read("nas", {"docker_hold": False}), loose) == []
+
+
+def test_a_release_without_compose_is_refused_with_the_way_out() -> None:
+    seen = Snapshot(os=Os("debian", "bookworm", "12", "amd64"))
+    steps = docker.engine_steps(read("nas", {"docker_source": "distro"}), seen)
+    assert 'set docker_source = "docker"' in refusal(steps)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "no json"])
+def test_a_daemon_file_that_cannot_be_read_is_refused_not_replaced(content: str) -> None:
+    seen = docker_snapshot(Settings(), contents={docker_artefacts.DAEMON_PATH: content})
+    steps = docker.daemon_steps(Settings(), seen)
+    assert told(steps) == ["/etc/docker/daemon.json: cannot be read"]
+    assert "mend it or move it away" in refusal(steps)
+
+
+def test_a_changed_daemon_setting_is_told_and_marks_the_engine_before_the_write() -> None:
+    wanted = read("nas", {"docker_log_max_file": 5})
+    (step,) = docker.daemon_steps(wanted, docker_snapshot(Settings()))
+    assert step.change == "/etc/docker/daemon.json: content differs"
+    assert "pending/docker.service" in step.command
+
+
+def test_a_key_of_the_users_own_in_the_daemon_file_is_no_drift() -> None:
+    daemon = docker_artefacts.daemon_file(Settings(), '{"debug": true}')
+    seen = docker_snapshot(Settings(), paths=as_present(daemon), contents={daemon.path: daemon.content.decode()})
+    assert json.loads(daemon.content)["debug"] is True
+    assert docker.daemon_steps(Settings(), seen) == []
+
+
+# --- compose
+
+SONARR = Container("sonarr", "sonarr:4", "digest", ("mediahost_default",))
+
+
+def container(**changes: Any) -> ContainerState:
+    right = ContainerState(
+        "abc", "sonarr", "digest", "sonarr:4", "running", "healthy", frozenset({"mediahost_default"}), "mediahost"
+    )
+    return replace(right, **changes)
+
+
+@pytest.mark.parametrize("health", ["healthy", "none", "starting"])
+def test_a_container_as_wanted_is_no_step(health: str) -> None:
+    seen = Snapshot(containers=(container(health=health),))
+    assert compose.container_steps([SONARR], "/opt/x", 300, seen) == []
+
+
+@pytest.mark.parametrize(
+    ("present", "what", "recreated"),
+    [
+        ((), "not there", False),
+        ((container(), container(id="def")), "there are 2 containers", True),
+        ((container(project="other"),), "is a container of somebody else's making", True),
+        ((container(image="sonarr:3"),), "runs image sonarr:3, wanted sonarr:4", True),
+        ((container(digest="older"),), "runs with an older definition", True),
+        ((container(networks=frozenset()),), "is in networks none, wanted mediahost_default", True),
+        ((container(state="exited"),), "exited", False),
+        ((container(state="paused"),), "paused", False),
+        ((container(state="restarting"),), "restarting", True),
+        ((container(health="unhealthy"),), "unhealthy", True),
+    ],
+)
+def test_each_drift_of_a_container_is_told_and_mended(
+    present: tuple[ContainerState, ...], what: str, recreated: bool
+) -> None:
+    steps = compose.container_steps([SONARR], "/opt/x", 300, Snapshot(containers=present))
+    assert told(steps) == [f"service sonarr: {what}"]
+    text = commands(steps)
+    assert ("--force-recreate" in text) == recreated
+    assert text.index(" pull ") < text.index(" up -d "), "pulled before anything is stopped"
+    sound(steps)
+
+
+def test_a_container_that_shares_anothers_network_is_not_judged_by_its_own() -> None:
+    seen = Snapshot(containers=(container(networks=frozenset()),))
+    assert compose.container_steps([replace(SONARR, networks=())], "/opt/x", 300, seen) == []
+
+
+def test_a_service_that_is_switched_off_loses_its_container_and_nothing_else() -> None:
+    steps = compose.container_steps([], "/opt/x", 300, Snapshot(containers=(container(),)))
+    assert told(steps) == ["service sonarr: not wanted any more, its data stay"]
+    assert commands(steps) == "docker stop abc >/dev/null && docker rm abc >/dev/null"
+
+
+def test_only_services_that_differ_are_touched() -> None:
+    radarr = Container("radarr", "radarr:5", "digest")
+    steps = compose.container_steps([SONARR, radarr], "/opt/x", 300, Snapshot(containers=(container(),)))
+    assert told(steps) == ["service radarr: not there"]
+    assert "sonarr" not in commands(steps)
+
+
+# --- lock
+
+
+def take(path: Path, session: str | None = None) -> subprocess.CompletedProcess[str]:
+    script = f"set -eu\nLOCK={path}\nLEAST_FREE=0\nHOLDER='me@laptop process 7'\n{lock._TAKE}"
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+
+
+def started(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def test_a_free_lock_is_taken_and_names_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "lock"
+    assert take(path).returncode == 0
+    pid, when, who = path.read_text().strip().split(" ", 2)
+    assert started(int(pid)) == when
+    assert who == "me@laptop process 7"
+    assert [each.name for each in path.parent.iterdir()] == ["lock"]
+
+
+def test_the_same_session_may_take_its_lock_again(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert take(path).returncode == 0
+    before = path.read_text()
+    assert take(path).returncode == 0
+    assert path.read_text() == before
+
+
+def test_a_lock_of_a_living_session_is_respected_and_its_holder_named(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        text = f"{other.pid} {started(other.pid)} you@desktop process 8\n"
+        path.write_text(text)
+        done = take(path)
+        assert done.returncode == 1
+        assert "another run is at work on this host: you@desktop process 8. " in done.stderr
+        assert f"(pid {other.pid})" in done.stderr
+        assert path.read_text() == text
+        assert other.stdin is not None
+        other.stdin.write(b"\n")
+    # The positive control: the very same lock is void as soon as its session has ended.
+    assert take(path).returncode == 0
+    assert path.read_text() != text
+    assert [each.name for each in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n", "1 0 old process\n", "999999999 5 gone\n"])
+def test_a_lock_whose_session_is_gone_is_taken_over(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "lock"
+    path.write_text(content)
+    done = take(path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "me@laptop process 7" in path.read_text()
+
+
+def test_a_full_disk_is_refused_before_the_lock_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    script = f"set -eu\nLOCK={path}\nLEAST_FREE=99999999999\nHOLDER=me\n{lock._TAKE}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "MiB are free on /" in done.stderr
+    assert not path.exists()
+
+
+# --- ufw
+
+SSH4 = "user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=6d65646961686f737420737368"
+SSH6 = "user6.rules ### tuple ### allow tcp 22 ::/0 any ::/0 in comment=6d65646961686f737420737368"
+SSH_RULE = FirewallRule("22", "tcp", comment="mediahost ssh")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (SSH4, ufw.Tuple(4, "allow", "tcp", "22", "0.0.0.0/0", "0.0.0.0/0", "mediahost ssh", plain=True)),
+        (SSH6, ufw.Tuple(6, "allow", "tcp", "22", "::/0", "::/0", "mediahost ssh", plain=True)),
+        (
+            "user.rules ### tuple ### allow tcp 80,443 0.0.0.0/0 any 192.168.1.0/24 in",
+            ufw.Tuple(4, "allow", "tcp", "80,443", "192.168.1.0/24", "0.0.0.0/0", "", plain=True),
+        ),
+        (
+            "user.rules ### tuple ### limit any any 10.0.0.1 any 0.0.0.0/0 in_eth0",
+            ufw.Tuple(4, "limit", "any", "any", "0.0.0.0/0", "10.0.0.1", "", plain=False),
+        ),
+        (
+            "user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 OpenSSH - in",
+            ufw.Tuple(4, "allow", "tcp", "22", "0.0.0.0/0", "0.0.0.0/0", "", plain=False),
+        ),
+        (
+            "user.rules ### tuple ### route:allow tcp 80 0.0.0.0/0 any 0.0.0.0/0 in_eth0!out_eth1",
+            ufw.Tuple(4, "route:allow", "tcp", "80", "0.0.0.0/0", "0.0.0.0/0", "", plain=False),
+        ),
+        ("user.rules ### tuple ### allow", None),
+        ("# nothing", None),
+    ],
+)
+def test_a_line_of_ufws_rule_files_is_understood(line: str, expected: ufw.Tuple | None) -> None:
+    assert ufw.parse_tuple(line) == expected
+
+
+def test_rules_that_are_there_are_no_step() -> None:
+    assert ufw.rule_steps([SSH_RULE], Snapshot(ufw_tuples=(SSH4, SSH6)), prune_foreign=True) == []
+
+
+@pytest.mark.parametrize("present", [(), (SSH4,), (SSH6,)])
+def test_a_rule_missing_in_one_ip_version_is_missing(present: tuple[str, ...]) -> None:
+    steps = ufw.rule_steps([SSH_RULE], Snapshot(ufw_tuples=present), prune_foreign=False)
+    assert told(steps) == ["firewall rule allow in from any to any port 22 proto tcp (mediahost ssh): missing"]
+    assert commands(steps) == (
+        "LC_ALL=C ufw allow in from any to any port 22 proto tcp comment 'mediahost ssh' >/dev/null"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "stored"),
+    [
+        ("192.168.1.0/24", "192.168.1.0/24"),
+        ("203.0.113.5/32", "203.0.113.5"),
+        ("fd00::/8", "fd00::/8"),
+        ("fd00::1/128", "fd00::1"),
+    ],
+)
+def test_a_source_is_known_in_the_form_in_which_ufw_stores_it(source: str, stored: str) -> None:
+    """ufw's normalize_address drops the mask of a single host."""
+    version = ("user6.rules", "::/0") if ":" in source else ("user.rules", "0.0.0.0/0")
+    line = f"{version[0]} ### tuple ### allow tcp 22 {version[1]} any {stored} in comment={b'mediahost ssh'.hex()}"
+    rules = [replace(SSH_RULE, source=source)]
+    assert ufw.rule_steps(rules, Snapshot(ufw_tuples=(line,)), prune_foreign=True) == []
+    assert ufw.foreign_rules(rules, Snapshot(ufw_tuples=(line,))) == []
+    assert len(ufw.rule_steps(rules, Snapshot(), prune_foreign=True)) == 1
+
+
+def test_a_rule_under_another_comment_is_told() -> None:
+    steps = ufw.rule_steps([replace(SSH_RULE, comment="mediahost x")], Snapshot(ufw_tuples=(SSH4, SSH6)), False)
+    assert told(steps) == [
+        "firewall rule allow in from any to any port 22 proto tcp (mediahost x): is there under another comment"
+    ]
+
+
+def test_a_rule_of_ours_that_is_not_wanted_goes_a_foreign_one_stays_and_is_told() -> None:
+    foreign = "user.rules ### tuple ### allow tcp 8096 0.0.0.0/0 any 0.0.0.0/0 in"
+    seen = Snapshot(ufw_tuples=(SSH4, SSH6, foreign))
+    assert told(ufw.rule_steps([], seen, prune_foreign=False)) == [
+        "firewall rule allow in from any to any port 22 proto tcp: not wanted any more"
+    ]
+    assert ufw.foreign_rules([], seen) == ["firewall rule allow tcp 8096 from 0.0.0.0/0 is not ours; it stays"]
+    assert len(ufw.rule_steps([], seen, prune_foreign=True)) == 2
+
+
+def test_each_default_policy_that_is_another_is_told() -> None:
+    right = {key: value for key, (value, _) in ufw._DEFAULTS.items()} | {"IPV6": "yes"}
+    assert ufw.default_steps(Snapshot(ufw_defaults=right)) == []
+    wrong = {**right, "DEFAULT_INPUT_POLICY": "ACCEPT", "IPV6": "no"}
+    assert told(ufw.default_steps(Snapshot(ufw_defaults=wrong))) == [
+        "firewall: IPv6 is not filtered",
+        "firewall default incoming: ACCEPT, wanted DROP",
+    ]
+    assert len(ufw.default_steps(Snapshot())) == 4
+
+
+EXPOSED = (ExposedPort(443, "tcp", "wan", "caddy", 443),)
+
+
+def firewalled(settings: Settings, **changes: Any) -> Snapshot:
+    """A host whose firewall is as wanted, with the kernel's rules in place."""
+    contents = {
+        path: firewall_artefacts.with_block("# UFW\n", firewall_artefacts.container_block(settings, EXPOSED, version))
+        for version, path in firewall_artefacts.AFTER_PATHS.items()
+    }
+    tuples = [
+        f"{'user6' if version == 6 else 'user'}.rules ### tuple ### {action} {protocol} {port} "
+        f"{'::/0' if version == 6 else '0.0.0.0/0'} any {source} in comment={rule.comment.encode().hex()}"
+        for (version, action, protocol, port, source), rule in ufw.expected_tuples(
+            firewall_artefacts.host_rules(settings, EXPOSED, (22,))
+        ).items()
+    ]
+
+    def live(version: int, prefix: str) -> tuple[str, ...]:
+        marks = firewall_artefacts.container_marks(settings, EXPOSED, version)
+        rules = [f"-A DOCKER-USER -m comment --comment {mark} -j RETURN" for mark in marks]
+        return (f"-A INPUT -j {prefix}-before-input", *rules)
+
+    found = Snapshot(
+        packages={"ufw": INSTALLED},
+        contents=contents,
+        paths=as_present(*(File(path, text.encode(), mode="0640") for path, text in contents.items())),
+        ufw_enabled=True,
+        ufw_defaults={key: value for key, (value, _) in ufw._DEFAULTS.items()} | {"IPV6": "yes"},
+        ufw_tuples=tuple(tuples),
+        iptables=live(4, "ufw"),
+        ip6tables=live(6, "ufw6"),
+    )
+    return replace(found, **changes)
+
+
+def test_a_firewall_as_wanted_is_no_step() -> None:
+    assert ufw.steps(Settings(), EXPOSED, firewalled(Settings())) == []
+
+
+def test_rules_flushed_from_the_kernel_are_loaded_again() -> None:
+    steps = ufw.steps(Settings(), EXPOSED, firewalled(Settings(), iptables=(), ip6tables=()))
+    assert "IPv4 DOCKER-USER, IPv4 input, IPv6 DOCKER-USER, IPv6 input" in told(steps)[0]
+
+
+def test_another_order_of_the_kernels_rules_is_not_as_wanted() -> None:
+    seen = firewalled(Settings())
+    turned = (seen.iptables[0], *reversed(seen.iptables[1:]))
+    assert ufw.steps(Settings(), EXPOSED, replace(seen, iptables=turned)) != []
+
+
+def test_ssh_is_let_in_before_the_firewall_is_switched_on() -> None:
+    seen = firewalled(Settings(), ufw_enabled=False, ufw_tuples=(), ssh_port=2222)
+    text = commands(ufw.steps(Settings(), EXPOSED, seen))
+    assert text.index("port 22 ") < text.index("ufw --force enable")
+    assert text.index("port 2222 ") < text.index("ufw --force enable")
+
+
+def test_an_edited_block_is_put_back_and_loaded() -> None:
+    path = firewall_artefacts.AFTER_PATHS[4]
+    seen = firewalled(Settings())
+    edited = replace(
+        seen, contents={**seen.contents, path: "# UFW\n"}, paths={**seen.paths, path: directory("640", "file")}
+    )
+    changes = told(ufw.steps(Settings(), EXPOSED, edited))
+    assert changes[0].startswith(f"{path}: content differs")
+    assert changes[-1] == "firewall: rules changed, are loaded"
+
+
+def test_ufws_own_files_come_back_from_its_package() -> None:
+    path = firewall_artefacts.AFTER_PATHS[6]
+    seen = firewalled(Settings())
+    lost = replace(seen, contents={key: text for key, text in seen.contents.items() if key != path})
+    steps = ufw.steps(Settings(), EXPOSED, lost)
+    assert told(steps) == [f"{path}: missing, UFW's package restores it"]
+    sound(steps)
+
+
+# --- all stages
+
+
+def test_what_a_stage_watches_covers_every_file_it_writes() -> None:
+    wanted = read("nas", {"admins": {"me": [KEY]}, "ntp_servers": ["ntp.example.org"]})
+    watched = base.request(wanted) | users.request(wanted) | ssh.request(wanted) | docker.request(wanted)
+    files = [*base_artefacts.apt_files(wanted), base_artefacts.sysctl_file(wanted), ssh_artefacts.drop_in(wanted)]
+    paths = {file.path for file in files} | {base_artefacts.TIMESYNCD_PATH, users_artefacts.SUDOERS_PATH}
+    paths |= {docker_artefacts.DAEMON_PATH, docker_artefacts.PIN_PATH, "/home/me/.ssh/authorized_keys"}
+    assert paths <= watched.paths
