@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyinfra import host, inventory, state
 from pyinfra.api import FunctionCommand, operation
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra_cli.exceptions import CliError
 
 from facts.snapshot import Request
@@ -25,8 +26,12 @@ from operations import base, convergence, docker, files, lock, report, ssh, ufw,
 _PLAN = "mediahost_wanted"
 
 
-class BadInputError(CliError):
-    """The user's input cannot be used. pyinfra prints the message and leaves with this exit code."""
+class BadInputError(CliError, PyinfraError):
+    """The user's input cannot be used. pyinfra prints the message and leaves with this exit code.
+
+    Both bases are needed: pyinfra lets a PyinfraError out of deploy code without a traceback, and prints a CliError
+    as it is.
+    """
 
     exit_code = 2
 
