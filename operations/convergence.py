@@ -80,7 +80,8 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
         try:
             seen = snapshot()
         except UnreadableSnapshotError as error:
-            # An exception here would end the run for every host.
+            # An exception here would end the run for every host. A plan executes nothing, so it is told now.
+            report.refusal(str(error))
             yield _refusal(str(error))
             return
         steps = list(missing(seen))
@@ -102,6 +103,8 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
         for step in _joined(steps):
             yield _command(step)
         forget()
+    else:
+        yield _refusal(f"something differs anew each time it is mended, last: {'; '.join(before)}")
     if not before:
         host.noop("as wanted")
 

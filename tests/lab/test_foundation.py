@@ -35,7 +35,9 @@ def test_the_vendor_packages_are_installed_held_and_verified(home: Home) -> None
     held = machine.run("apt-mark showhold").stdout.split()
     assert {"docker-ce", "docker-ce-cli", "containerd.io"} <= set(held)
     assert machine.run("apt-cache policy docker-ce").stdout.count("10.0.2.2")
-    assert "docker.io" not in machine.run("dpkg -l 'docker*' | grep ^ii").stdout
+    installed = machine.run("dpkg-query -W -f '${Package} ${db:Status-Status}\n' 'docker*'").stdout.splitlines()
+    assert "docker-ce installed" in installed
+    assert "docker.io installed" not in installed
 
 
 def test_passwords_are_refused_and_keys_are_taken(home: Home) -> None:
