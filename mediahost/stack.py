@@ -259,7 +259,7 @@ def build_stack(settings: Settings, catalog: Mapping[str, Service], host: str, s
         services=services,
         networks=tuple(network for network in known if network.name in used),
         routes=_routes(choices, settings, host),
-        label_key=secret(f"{host}/{PROJECT}/label_key", "token"),
+        label_key=secret(f"{vault_folder(host)}/{PROJECT}/label_key", "token"),
         ddns_settings=tuple(ddns),
     )
 
@@ -272,6 +272,11 @@ def host_label(host: str) -> str:
     except ValueError:
         name = name.split(".", 1)[0]
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "host"
+
+
+def vault_folder(host: str) -> str:
+    """Where the vault keeps a host's secrets: its inventory name in the letters that vault entries may have."""
+    return re.sub(r"[^a-z0-9_./-]", "-", host.lower().lstrip("@")).lstrip("_./-") or "host"
 
 
 # --- choosing ---------------------------------------------------------------------------------------------
@@ -472,7 +477,7 @@ def _service(
     values: dict[str, str] = {}
     reader = "0" if service.run_as.method != "user" else str(uid)
     for need in service.secrets:
-        value = secret(f"{host}/{service.name}/{need.name}", need.kind)
+        value = secret(f"{vault_folder(host)}/{service.name}/{need.name}", need.kind)
         if need.env is None:
             values[need.name] = value
         else:
