@@ -36,7 +36,11 @@ def change(what: str) -> None:
 
 
 def refusal(message: str) -> None:
-    """Why this host is not changed any further."""
+    """Why this host is not changed any further. Told once: the plan and the run come to the same."""
+    told: set[str] = host.connector_data.setdefault("mediahost_refusals", set())
+    if message in told:
+        return
+    told.add(message)
     logger.error(f"{host.print_prefix}{message}")
     event("refused", host=host.name, operation=_operation(), what=message)
 

@@ -20,7 +20,7 @@ from mediahost.render import firewall as wanted
 from mediahost.render.firewall import Exposed
 from mediahost.resources import File, FirewallRule
 from operations import apt, files, report, units
-from operations.convergence import Step, converge, snapshot
+from operations.convergence import Step, converge
 
 UNIT = "ufw.service"
 _DEFAULTS = {
@@ -210,10 +210,14 @@ def firewall(settings: Settings, exposed: Sequence[Exposed]):  # type: ignore[no
     + settings: the host's settings
     + exposed: published ports
     """
-    rules = wanted.host_rules(settings, exposed, (snapshot().ssh_port,))
-    for told in () if settings.firewall_prune_foreign else foreign_rules(rules, snapshot()):
-        report.notice(told)
-    yield from converge(lambda seen: steps(settings, exposed, seen))
+
+    def missing(seen: Snapshot) -> list[Step]:
+        rules = wanted.host_rules(settings, exposed, (seen.ssh_port,))
+        for told in () if settings.firewall_prune_foreign else foreign_rules(rules, seen):
+            report.notice(told)
+        return steps(settings, exposed, seen)
+
+    yield from converge(missing)
 
 
 @deploy("firewall")

@@ -14,7 +14,7 @@ from mediahost.config import Settings
 from mediahost.render import users as wanted
 from mediahost.resources import File, Group, User
 from operations import files, report
-from operations.convergence import Step, converge, snapshot
+from operations.convergence import Step, converge
 
 _KEYS_BEGIN = "# BEGIN mediahost"
 _KEYS_END = "# END mediahost"
@@ -159,9 +159,13 @@ def authorized_keys(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
 
     + users: those with a home
     """
-    for told in foreign_keys(users, snapshot()):
-        report.notice(told)
-    yield from converge(lambda seen: keys_steps(users, seen))
+
+    def missing(seen: Snapshot) -> list[Step]:
+        for told in foreign_keys(users, seen):
+            report.notice(told)
+        return keys_steps(users, seen)
+
+    yield from converge(missing)
 
 
 @deploy("users")

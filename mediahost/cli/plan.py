@@ -64,6 +64,9 @@ def _show(outcome: runner.Outcome) -> None:
             console.print(f"[bold]{host}[/] {operation}")
             shown = (host, operation)
         console.print(f"    {what}", markup=False)
+    for host, what in outcome.refused:
+        console.print(f"[red]{host}[/]: ", end="")
+        console.print(what, markup=False)
     for host in outcome.unreachable:
         console.print(f"[red]{host}[/]: could not be reached")
     count = len(outcome.changes)
