@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mediahost.catalog import Service
 from mediahost.config import ConfigError, ConfigProblem, Settings, read
-from mediahost.stack import choose
+from mediahost.stack import choose, vault_folder
 
 
 def check_all(hosts: Mapping[str, Mapping[str, Any]], catalog: Mapping[str, Service]) -> dict[str, Settings]:
@@ -19,15 +19,37 @@ def check_all(hosts: Mapping[str, Mapping[str, Any]], catalog: Mapping[str, Serv
     problems: list[ConfigProblem] = []
     for host, data in hosts.items():
         try:
-            each = read(host, data)
-            problems += lockout_problems(host, data, each)
-            choose(each, catalog, host)
-            settings[host] = each
+            settings[host] = read(host, data)
+            usable = settings[host]
         except ConfigError as error:
             problems += error.problems
+            # What is wrong with the services is told as well, as far as the other keys let it be seen.
+            wrong = {problem.key.partition(".")[0] for problem in error.problems}
+            try:
+                usable = read(host, {key: value for key, value in data.items() if key not in wrong})
+            except ConfigError:
+                continue
+        problems += lockout_problems(host, data, usable)
+        try:
+            choose(usable, catalog, host)
+        except ConfigError as error:
+            problems += error.problems
+    problems += _shared_folders(hosts)
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _shared_folders(hosts: Iterable[str]) -> list[ConfigProblem]:
+    """Hosts whose names are the same in the vault: they would get each other's secrets."""
+    owners: dict[str, str] = {}
+    problems = []
+    for host in hosts:
+        owner = owners.setdefault(vault_folder(host), host)
+        if owner != host:
+            mend = f"the vault cannot tell this name from {owner}; give one of them another name"
+            problems.append(ConfigProblem(host, "host name", host, mend))
+    return problems
 
 
 def lockout_problems(host: str, data: Mapping[str, Any], settings: Settings) -> list[ConfigProblem]:

@@ -9,7 +9,6 @@ from pyinfra.api import deploy, operation
 from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import base as wanted
-from mediahost.resources import File
 from operations import apt, files, units
 from operations.convergence import Step, converge
 
@@ -63,6 +62,42 @@ def sysctl_steps(settings: dict[str, str], seen: Snapshot) -> list[Step]:
     ]
 
 
+def time_sync_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """A time client that runs, with the user's servers where it is ours to set them."""
+    if time_package(seen) == "chrony":
+        return units.steps("chrony.service", seen)
+    drop_in = wanted.timesyncd_file(settings)
+    found = files.steps((drop_in,), seen, pending=TIMESYNCD) if drop_in else []
+    return found + units.steps(TIMESYNCD, seen, changed=bool(found))
+
+
+def journal_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """The journal's limits, in effect."""
+    found = files.steps((wanted.journald_file(settings),), seen, pending=JOURNALD)
+    return found + units.steps(JOURNALD, seen, changed=bool(found))
+
+
+def upgrade_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """The timers that unattended upgrades hang on."""
+    if not settings.unattended_upgrades:
+        return []
+    return [step for unit in UPGRADE_TIMERS for step in units.steps(unit, seen)]
+
+
+def steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Everything this stage would still do."""
+    return [
+        *files.steps(wanted.apt_files(settings), seen),
+        *apt.install_steps((*wanted.packages(settings), time_package(seen)), seen),
+        *upgrade_steps(settings, seen),
+        *timezone_steps(settings.timezone, seen),
+        *time_sync_steps(settings, seen),
+        *files.steps((wanted.sysctl_file(settings),), seen),
+        *sysctl_steps(wanted.sysctls(settings), seen),
+        *journal_steps(settings, seen),
+    ]
+
+
 @operation()
 def timezone(zone: str):  # type: ignore[no-untyped-def]
     """
@@ -90,31 +125,27 @@ def time_sync(settings: Settings):  # type: ignore[no-untyped-def]
 
     + settings: the host's settings
     """
-    drop_in = wanted.timesyncd_file(settings)
-
-    def missing(seen: Snapshot) -> list[Step]:
-        package = time_package(seen)
-        if package == "chrony":
-            return units.steps("chrony.service", seen)
-        found = files.steps((drop_in,), seen, pending=TIMESYNCD) if drop_in else []
-        return found + units.steps(TIMESYNCD, seen, changed=bool(found))
-
-    yield from converge(missing)
+    yield from converge(lambda seen: time_sync_steps(settings, seen))
 
 
 @operation()
-def journal(drop_in: File):  # type: ignore[no-untyped-def]
+def journal(settings: Settings):  # type: ignore[no-untyped-def]
     """
     A journal that does not eat the disk.
 
-    + drop_in: its limits
+    + settings: the host's settings
     """
+    yield from converge(lambda seen: journal_steps(settings, seen))
 
-    def missing(seen: Snapshot) -> list[Step]:
-        found = files.steps((drop_in,), seen, pending=JOURNALD)
-        return found + units.steps(JOURNALD, seen, changed=bool(found))
 
-    yield from converge(missing)
+@operation()
+def unattended_upgrades(settings: Settings):  # type: ignore[no-untyped-def]
+    """
+    Security updates that install themselves.
+
+    + settings: the host's settings
+    """
+    yield from converge(lambda seen: upgrade_steps(settings, seen))
 
 
 @operation()
@@ -132,10 +163,9 @@ def provision(settings: Settings) -> None:
     """The whole stage, in order."""
     files.managed(name="apt settings", files=wanted.apt_files(settings))
     base_packages(name="packages", names=wanted.packages(settings))
-    if settings.unattended_upgrades:
-        units.all_running(name="unattended upgrades", units=UPGRADE_TIMERS)
+    unattended_upgrades(name="unattended upgrades", settings=settings)
     timezone(name="time zone", zone=settings.timezone)
     time_sync(name="time synchronisation", settings=settings)
     files.managed(name="kernel settings file", files=[wanted.sysctl_file(settings)])
     sysctls(name="kernel settings", settings=wanted.sysctls(settings))
-    journal(name="journal limits", drop_in=wanted.journald_file(settings))
+    journal(name="journal limits", settings=settings)

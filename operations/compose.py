@@ -64,6 +64,11 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
         for service, containers in sorted(by_service.items())
         if service not in {container.service for container in wanted}
     ]
+    engine = seen.units.get("docker.service")
+    if engine is not None and engine.active == "active" and not seen.engine_version:
+        # An engine that hangs looks like one without containers; starting all of them anew would make it worse.
+        told = "the Docker engine runs but does not answer; see `systemctl status docker` and restart it"
+        return [Step("engine: does not answer", refusal=told)]
     faults = {container.service: fault(container, by_service.get(container.service, [])) for container in wanted}
     faults = {service: what for service, what in faults.items() if what}
     if not faults:
@@ -113,6 +118,16 @@ def reload_steps(proxy_file: File | None, seen: Snapshot) -> list[Step]:
     if not running or not (found or PROXY in seen.pending):
         return found
     return [*found, Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{files.clear_pending(PROXY)}")]
+
+
+def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
+    """Everything this stage would still do."""
+    settings = wanted.settings
+    return [
+        *files.steps(wanted.stack_files, seen),
+        *reload_steps(wanted.proxy_file, seen),
+        *container_steps(wanted.containers, settings.stack_root, settings.compose_wait_timeout, seen),
+    ]
 
 
 @operation()

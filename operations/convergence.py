@@ -96,6 +96,7 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
             report.change(step.change)
         for step in steps:
             if step.refusal is not None:
+                report.refusal(step.refusal)  # told in a plan as well, where the command is not run
                 yield _refusal(step.refusal)
                 return
         if not lock.is_ours():

@@ -154,6 +154,18 @@ def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     return files.steps((file,), seen, pending=UNIT)
 
 
+def running_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """The engine running, with the configuration that is on disk."""
+    found = daemon_steps(settings, seen)
+    interrupts = "containers go on" if settings.docker_live_restore else "containers restart"
+    return found + units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
+
+
+def steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Everything this stage would still do."""
+    return engine_steps(settings, seen) + running_steps(settings, seen)
+
+
 @operation()
 def engine(settings: Settings):  # type: ignore[no-untyped-def]
     """
@@ -171,13 +183,7 @@ def daemon(settings: Settings):  # type: ignore[no-untyped-def]
 
     + settings: the host's settings
     """
-    interrupts = "containers go on" if settings.docker_live_restore else "containers restart"
-
-    def missing(seen: Snapshot) -> list[Step]:
-        found = daemon_steps(settings, seen)
-        return found + units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
-
-    yield from converge(missing)
+    yield from converge(lambda seen: running_steps(settings, seen))
 
 
 @deploy("docker")

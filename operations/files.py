@@ -65,7 +65,8 @@ def steps(files: Sequence[File], seen: Snapshot, pending: str | None = None) -> 
 
 def mark_pending(unit: str) -> str:
     """Shell that records, durably, that a unit must be restarted before the host is as wanted."""
-    return f"mkdir -p {STATE_DIRECTORY}/pending && touch {STATE_DIRECTORY}/pending/{unit} && sync {STATE_DIRECTORY}"
+    pending = f"{STATE_DIRECTORY}/pending"
+    return f"mkdir -p {pending} && touch {pending}/{unit} && sync {pending}/{unit} {pending}"
 
 
 def clear_pending(unit: str) -> str:

@@ -21,7 +21,8 @@ from facts.snapshot import LOCK_FILE
 _HELD = "mediahost_lock"
 
 # A command goes on when the control process that started it dies. The next run must not work beside it.
-_BUSY_FILE = "/run/mediahost/busy"
+_DIRECTORY = LOCK_FILE.rpartition("/")[0]
+_BUSY_FILE = f"{_DIRECTORY}/busy"
 _ORPHAN_SECONDS = 1800
 _STILL_BUSY = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -84,7 +85,9 @@ def take() -> Iterator[StringCommand]:
     """Take the lock, or fail this host with the name of the one who has it."""
     who = f"{getpass.getuser()}@{socket.gethostname()} process {os.getpid()}"
     script = f"set -eu\nLOCK={LOCK_FILE}\nLEAST_FREE={LEAST_FREE_MIB}\nHOLDER={shlex.quote(who)}\n{_TAKE}"
-    yield StringCommand("sh", "-c", shlex.quote(script))
+    # The guard lets one taker at a time judge a lock stale; two could otherwise each remove the other's new one.
+    guarded = f"mkdir -p {_DIRECTORY} && flock -w 60 {LOCK_FILE}.guard sh -c {shlex.quote(script)}"
+    yield StringCommand("sh", "-c", shlex.quote(guarded))
     host.connector_data[_HELD] = True
 
 

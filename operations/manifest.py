@@ -24,11 +24,30 @@ def _file(owned: Mapping[str, str]) -> File:
     return File(PATH, content.encode())
 
 
+def _takes_over(path: str) -> bool:
+    """Names that can only be ours, and Docker's own repository files, which say the same whoever wrote them."""
+    return "mediahost" in path.rpartition("/")[2] or path.startswith("/etc/apt/")
+
+
 def enter_steps(owned: Mapping[str, str], seen: Snapshot) -> list[Step]:
-    """Enter paths that are about to be written."""
+    """Enter paths that are about to be written.
+
+    A file that stands there already, and that we did not make, is never taken over: it may be somebody's stack.
+    """
     new = {path: unit for path, unit in owned.items() if seen.manifest.get(path) != unit}
     if not new:
         return []
+    unknown = (path for path in new if path not in seen.manifest and path in seen.paths)
+    foreign = sorted(path for path in unknown if not _takes_over(path))
+    if foreign:
+        return [
+            Step(
+                f"{path}: is there and was not made by mediahost",
+                refusal=f"{', '.join(foreign)}: was not made by mediahost and would be overwritten. Move it away, or "
+                "choose another stack_root, then run again",
+            )
+            for path in foreign
+        ]
     command, stdin = files.write((_file({**seen.manifest, **owned}),))
     return [Step(f"manifest: {len(new)} new owned file(s)", command, stdin=stdin)]
 

@@ -7,8 +7,6 @@ the next one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pyinfra.api import operation
 
 from facts.snapshot import Snapshot
@@ -63,13 +61,3 @@ def running(unit: str, restart: str | None = None, interrupts: str = ""):  # typ
     + interrupts: what that stops, in words
     """
     yield from converge(lambda seen: steps(unit, seen, restart, interrupts))
-
-
-@operation()
-def all_running(units: Sequence[str]):  # type: ignore[no-untyped-def]
-    """
-    Several units that are enabled, running and current.
-
-    + units: their full names
-    """
-    yield from converge(lambda seen: [step for unit in units for step in steps(unit, seen)])

@@ -130,6 +130,18 @@ def keys_steps(users: tuple[User, ...], seen: Snapshot) -> list[Step]:
     return steps
 
 
+def steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Everything this stage would still do."""
+    accounts = wanted.users(settings)
+    sudoers = wanted.sudoers(settings)
+    return [
+        *files.steps((sudoers,) if sudoers else (), seen),
+        *group_steps(wanted.groups(settings), seen),
+        *user_steps(accounts, seen),
+        *keys_steps(accounts, seen),
+    ]
+
+
 def foreign_keys(users: tuple[User, ...], seen: Snapshot) -> list[str]:
     """What to tell of key lines that somebody else put there."""
     told = []

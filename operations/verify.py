@@ -11,41 +11,24 @@ from pyinfra.api import deploy, operation
 from pyinfra.api.state import StateStage
 
 from facts.snapshot import Snapshot
-from mediahost.render import base as base_artefacts
-from mediahost.render import users as users_artefacts
 from mediahost.wanted import Wanted
-from operations import apt, base, compose, docker, files, ssh, storage, ufw, users
+from operations import base, compose, docker, manifest, ssh, storage, ufw, users
 from operations.convergence import Step, converge
 
 
 def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """Every step that any stage would still take."""
     settings = wanted.settings
-    sudoers = users_artefacts.sudoers(settings)
-    accounts = users_artefacts.users(settings)
-    host_files = [
-        *base_artefacts.apt_files(settings),
-        base_artefacts.sysctl_file(settings),
-        base_artefacts.journald_file(settings),
-        *((sudoers,) if sudoers else ()),
-        *wanted.stack_files,
-    ]
-    steps = [
-        *files.steps(host_files, seen),
-        *apt.install_steps(base_artefacts.packages(settings), seen),
-        *base.sysctl_steps(base_artefacts.sysctls(settings), seen),
-        *users.user_steps(accounts, seen),
-        *users.keys_steps(accounts, seen),
+    return [
+        *manifest.enter_steps(wanted.owned, seen),
+        *base.steps(settings, seen),
+        *users.steps(settings, seen),
         *ssh.steps(settings, seen),
-        *docker.engine_steps(settings, seen),
-        *docker.daemon_steps(settings, seen),
+        *(ufw.steps(settings, wanted.stack.exposed_ports, seen) if settings.firewall else ()),
+        *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
-        *compose.reload_steps(wanted.proxy_file, seen),
-        *compose.container_steps(wanted.containers, settings.stack_root, settings.compose_wait_timeout, seen),
+        *compose.steps(wanted, seen),
     ]
-    if settings.firewall:
-        steps += ufw.steps(settings, wanted.stack.exposed_ports, seen)
-    return steps
 
 
 @operation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,7 +13,18 @@ from mediahost.cli import runner
 from mediahost.cli.inventory import BadInput, inventory_argument
 
 
-@click.command("plan")
+class _Plan(click.Command):
+    """Leaves with 1, not click's 2, when it is called wrongly: 2 means drift here."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            error.exit_code = 1
+            raise
+
+
+@click.command("plan", cls=_Plan)
 @inventory_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
 @click.option("--limit", metavar="HOST", help="Only this host or group.")
@@ -47,6 +59,7 @@ def _as_json(outcome: runner.Outcome) -> dict[str, object]:
         "changes": [
             {"host": host, "operation": operation, "what": what} for host, operation, what in outcome.changes
         ],
+        "refused": [{"host": host, "what": what} for host, what in outcome.refused],
         "notices": [{"host": host, "what": what} for host, what in outcome.notices],
         "seconds": round(outcome.seconds, 2),
     }
@@ -55,7 +68,8 @@ def _as_json(outcome: runner.Outcome) -> dict[str, object]:
 def _show(outcome: runner.Outcome) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for host, what in outcome.notices:
-        console.print(f"[yellow]{host}[/]: {what}", markup=True)
+        console.print(f"[yellow]{host}[/]: ", end="")
+        console.print(what, markup=False)
     if outcome.exit_code and not outcome.hosts:
         console.print(runner.reason(outcome), markup=False)
     shown = None

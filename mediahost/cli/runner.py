@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from mediahost import secrets
-from mediahost.cli.inventory import BadInput, check_exists, last_words
+from mediahost.catalog import CatalogError, load_catalog
+from mediahost.check import check_all
+from mediahost.cli.inventory import BadInput, check_exists, host_data, last_words
+from mediahost.config import ConfigError
 from mediahost.secrets.keys import PASSPHRASE_VARIABLE
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy.py"
@@ -76,10 +80,22 @@ def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | N
         outcome.exit_code = process.returncode
         outcome.log = log.read_text()
     outcome.seconds = time.monotonic() - started
-    if not outcome.hosts and not outcome.unreachable and outcome.exit_code:
-        # The deploy was never loaded: nobody could be reached, or the inventory is broken.
-        outcome.failed = []
+    if not outcome.hosts and outcome.exit_code:
+        outcome.unreachable = _unreached(inventory)
     return outcome
+
+
+def _unreached(inventory: Path) -> list[str]:
+    """The hosts of a run that never came to deploy.py: nobody could be reached.
+
+    Raises `BadInput` when the inventory or its settings are wrong as well; the run had no chance to tell.
+    """
+    data = host_data(inventory)
+    try:
+        check_all(data, load_catalog())
+    except (ConfigError, CatalogError) as error:
+        raise BadInput(str(error)) from None
+    return list(data)
 
 
 def _passphrase(inventory: Path) -> dict[str, str]:
@@ -122,6 +138,21 @@ def _note(outcome: Outcome, event: Event) -> None:
         raise BadInput(event["message"])
 
 
+# What pyinfra wraps around the words that matter.
+_NOISE = re.compile(r"^(-->|\s*\[\S+\] (mending:|Success|No changes|Connected|Unexpected error in Python callback))")
+
+
 def reason(outcome: Outcome) -> str:
-    """Why a run failed, from the end of its log."""
-    return last_words(outcome.log)
+    """Why a run failed: what was said since the last operation began, without tracebacks."""
+    said = outcome.log.rpartition("--> Starting operation")[2]
+    lines = []
+    inside = False
+    for line in said.splitlines():
+        if line.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif inside:
+            # A traceback ends with the exception's own line, which is not indented; its words are told elsewhere.
+            inside = line.startswith(" ") and not line.lstrip().startswith("[")
+        elif not _NOISE.match(line):
+            lines.append(line)
+    return last_words("\n".join(lines))
