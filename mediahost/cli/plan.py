@@ -20,8 +20,8 @@ class _Plan(click.Command):
         try:
             return super().make_context(*arguments, **options)
         except click.UsageError as error:
-            error.exit_code = 1
-            raise
+            error.show()
+            raise SystemExit(1) from None
 
 
 @click.command("plan", cls=_Plan)

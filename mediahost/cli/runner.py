@@ -139,7 +139,10 @@ def _note(outcome: Outcome, event: Event) -> None:
 
 
 # What pyinfra wraps around the words that matter.
-_NOISE = re.compile(r"^(-->|\s*\[\S+\] (mending:|Success|No changes|Connected|Unexpected error in Python callback))")
+_NOISE = re.compile(
+    r"^(-->|\s*Failed to load host keys"
+    r"|\s*\[\S+\] (mending:|Success|No changes|Connected|Unexpected error in Python callback))"
+)
 
 
 def reason(outcome: Outcome) -> str:
