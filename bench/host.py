@@ -6,6 +6,7 @@ Inventory, vault and key lie in the machine's directory and go with it. Nothing 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -25,6 +26,7 @@ CONVERGED = "converged"
 
 PROJECT = Path(__file__).resolve().parent.parent
 Report = Callable[[str], None]
+Finished = subprocess.CompletedProcess[str]
 
 
 class BenchError(Exception):
@@ -39,16 +41,27 @@ class Subject:
     inventory: Path
     environment: Mapping[str, str]
 
-    def mediahost(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def key(self) -> Path:
+        """The key file of the vault."""
+        return Path(self.environment["MEDIAHOST_VAULT_KEY_FILE"])
+
+    @property
+    def scratch(self) -> Path:
+        """A directory that goes with the machine; only its owner reads it."""
+        return self.machine.directory / "bench"
+
+    def mediahost(self, *arguments: str) -> Finished:
         """`mediahost ARGUMENT... INVENTORY`; the code is the caller's to judge."""
         entry = "from mediahost.cli import main; main(prog_name='mediahost')"
-        return self._python("-c", entry, *arguments, str(self.inventory))
+        return self.python("-c", entry, *arguments, str(self.inventory))
 
-    def pyinfra(self, *options: str, deploy: Path = PROJECT / "deploy.py") -> subprocess.CompletedProcess[str]:
+    def pyinfra(self, *options: str, deploy: Path = PROJECT / "deploy.py") -> Finished:
         """`pyinfra INVENTORY DEPLOY OPTION...`; the code is the caller's to judge."""
-        return self._python("-m", "pyinfra", str(self.inventory), str(deploy), *options)
+        return self.python("-m", "pyinfra", str(self.inventory), str(deploy), *options)
 
-    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def python(self, *arguments: str) -> Finished:
+        """This project's interpreter, with the machine's vault key in its environment."""
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=PROJECT,
@@ -60,13 +73,20 @@ class Subject:
         )
 
 
+def changes(result: Finished) -> list[str]:
+    """What a run of pyinfra or of the command says that it changed or would change."""
+    logged = re.findall(r"(?:mending|would mend): (.*)", result.stdout + result.stderr)
+    counted = re.findall(r"\b([1-9]\d*) changed,", result.stdout)
+    return [*logged, *(f"{number} changed" for number in counted)]
+
+
 def ready(report: Report) -> Subject:
     """The machine, running and converged. The first time it takes the minutes of a boot and a first run."""
     registry.ensure_running()
     registry.ensure_images(report)
     aptrepo.ensure_running(report)
     machine = Machine(NAME, INDEX, memory_mib=MEMORY_MIB)
-    if CONVERGED in machine.snapshots():
+    if not machine.is_running() and CONVERGED in machine.snapshots():
         report(f"Restoring {NAME} as it was converged")
         machine.restore(CONVERGED)
     else:
@@ -79,15 +99,17 @@ def ready(report: Report) -> Subject:
 
 def converge(subject: Subject, report: Report) -> None:
     """Apply until a run finds nothing to do; the state is kept as CONVERGED when anything was changed."""
+    kept = CONVERGED in subject.machine.snapshots()
     for _ in range(3):
         report(f"mediahost apply on {NAME}")
         result = subject.mediahost("apply")
         if result.returncode != 0:
             raise BenchError(f"mediahost apply failed:\n{result.stdout}{result.stderr}")
-        if " 0 changed," in result.stdout:
-            if CONVERGED not in subject.machine.snapshots():
+        if not changes(result):
+            if not kept:
                 subject.machine.snapshot(CONVERGED)
             return
+        kept = False
     raise BenchError(f"{NAME} does not settle; the last run said:\n{result.stdout}")
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.host import NAME
+from bench.host import NAME, Subject
 from lab.machine import Machine
 from mediahost import secrets, wanted
 from mediahost.catalog import load_catalog
@@ -63,13 +62,13 @@ class Resources:
         }
 
 
-def of(inventory: Path, key: Path, machine: Machine) -> Resources:
-    """The resources of the benchmark's host; `key` is the key file of the inventory's vault."""
+def of(subject: Subject) -> tuple[Resources, Wanted]:
+    """The resources of the benchmark's host, and the product's value they come from."""
     catalog = load_catalog()
-    settings = check_all(host_data(inventory), catalog)[NAME]
-    vault = secrets.Vault.open(secrets.vault_path(inventory), secrets.KeyFile(key))
+    settings = check_all(host_data(subject.inventory), catalog)[NAME]
+    vault = secrets.Vault.open(secrets.vault_path(subject.inventory), secrets.KeyFile(subject.key))
     plan = wanted.build(NAME, settings, catalog, lambda entry, _kind: vault.get(entry))
-    return _flat(plan, machine)
+    return _flat(plan, subject.machine), plan
 
 
 def _flat(plan: Wanted, machine: Machine) -> Resources:

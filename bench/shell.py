@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from bench.resources import Resources
 from lab.machine import Machine
+from mediahost.resources import Directory, File
 
 _HEAD = """#!/bin/sh
 # Is the host as it should be? Exit code 0: yes. 1: no, each difference is named on a line.
@@ -55,7 +56,7 @@ def _checks(wanted: Resources) -> Iterable[str]:
     contents = "\n".join(f"{file.sha256}  {file.path}" for file in wanted.files)
     yield f"sha256sum --quiet -c 2>&1 <<'END' || failed=1\n{contents}\nEND"
     yield from _modes(wanted)
-    packages = {name: "ii" for name in wanted.packages} | {name: "hi" for name in wanted.held}
+    packages = dict.fromkeys(wanted.packages, "ii") | dict.fromkeys(wanted.held, "hi")
     yield _same(
         "package",
         f"dpkg-query -W -f '${{Package}} ${{db:Status-Abbrev}}\\n' {' '.join(sorted(packages))} 2>&1 | sort",
@@ -82,13 +83,42 @@ def _checks(wanted: Resources) -> Iterable[str]:
     )
     yield from _firewall(wanted)
     containers = [f"{each.service} {each.image} {each.digest} running" for each in wanted.containers]
-    label = '{{.Label "mediahost.service"}} {{.Image}} {{.Label "mediahost.hash"}} {{.State}}'
-    yield _same("container", f"docker ps -a --filter label=mediahost.service --format '{label}' | sort", containers)
-    yield _same("container", "docker ps -q --filter label=mediahost.service --filter health=unhealthy", [])
+    form = '{{.Label "mediahost.service"}} {{.Image}} {{.Label "mediahost.hash"}} {{.State}}={{.Status}}'
+    yield _same(
+        "container",
+        f"docker ps -a --filter label=mediahost.service --format '{form}'"
+        " | sed -e 's/=.*(unhealthy)$/ unhealthy/' -e 's/=.*//' | sort",
+        containers,
+    )
+
+
+def controls(wanted: Resources) -> Iterable[tuple[str, str, str]]:
+    """(what the script must name, shell that makes the difference, shell that undoes it), one of each kind."""
+    file, directory = wanted.files[0], wanted.directories[-1]
+    key, value = sorted(wanted.sysctls.items())[0]
+    user, group = next((user.name, user.groups[0]) for user in wanted.users if user.groups)
+    container = wanted.containers[0].service
+    mark = wanted.tuples[0].split("comment=")[1]
+    rules = f"/etc/ufw/{wanted.tuples[0].split()[0]}"
+    yield (
+        file.path,
+        f"cp -p {file.path} /root/kept; echo >>{file.path}",
+        f"cp -p /root/kept {file.path}; rm /root/kept",
+    )
+    yield directory.path, f"chmod 0700 {directory.path}", f"chmod {directory.mode} {directory.path}"
+    yield wanted.held[0], f"apt-mark unhold {wanted.held[0]}", f"apt-mark hold {wanted.held[0]}"
+    yield "unit", "systemctl stop systemd-timesyncd", "systemctl start systemd-timesyncd"
+    yield "unit at boot", "systemctl disable systemd-timesyncd", "systemctl enable systemd-timesyncd"
+    yield key, f"sysctl -q {key}={int(value) + 1}", f"sysctl -q {key}={value}"
+    yield user, f"gpasswd -d {user} {group}", f"gpasswd -a {user} {group}"
+    yield mark, f"sed -i.kept 's/{mark}/00/' {rules}", f"mv {rules}.kept {rules}"
+    rule = wanted.chain_marks[4][-1]
+    yield rule, "iptables -D DOCKER-USER $(iptables -S DOCKER-USER | grep -c ^-A)", "ufw reload"
+    yield container, f"docker pause mediahost-{container}-1", f"docker unpause mediahost-{container}-1"
 
 
 def _modes(wanted: Resources) -> Iterable[str]:
-    paths = [*wanted.files, *wanted.directories]
+    paths: list[File | Directory] = [*wanted.files, *wanted.directories]
     expected = [f"{each.mode.lstrip('0')} {each.owner}:{each.group} {each.path}" for each in paths]
     # Some owners are named by number because the host has no such account.
     numeric = [line for line in expected if line.split()[1].replace(":", "").isdigit()]

@@ -28,9 +28,7 @@ def playbook(wanted: Resources) -> str:
 
 def _tasks(wanted: Resources) -> Iterable[Task]:
     yield {"name": "packages", "apt": {"name": list(wanted.packages), "state": "present"}}
-    yield _loop(
-        "package holds", "dpkg_selections", {"name": "{{ item }}", "selection": "hold"}, list(wanted.held)
-    )
+    yield _loop("package holds", "dpkg_selections", {"name": "{{ item }}", "selection": "hold"}, list(wanted.held))
     yield {
         "name": "time zone",
         "file": {"src": f"/usr/share/zoneinfo/{wanted.timezone}", "dest": "/etc/localtime", "state": "link"},

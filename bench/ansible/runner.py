@@ -47,8 +47,9 @@ def environment(report: Callable[[str], None]) -> Path:
 
 
 def version(programs: Path) -> str:
-    """`ansible [core 2.19.1]`, as the program says it."""
-    return _checked([str(programs / "ansible-playbook"), "--version"]).splitlines()[0].removeprefix("ansible-playbook ")
+    """Such as `ansible-core 2.19.1`."""
+    told = _checked([str(programs / "ansible-playbook"), "--version"])
+    return f"ansible-core {told.partition('[core ')[2].partition(']')[0]}"
 
 
 def run(programs: Path, playbook: Path, machine: Machine) -> Recap:
