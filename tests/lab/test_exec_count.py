@@ -14,7 +14,7 @@ import pytest
 from bench.execs import counted
 from tests.lab.home import DEPLOY, ROOT, Home, told
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.proof("A bare machine, and the second run")]
 
 MOST_EXECS = 3
 
