@@ -138,6 +138,7 @@ def _service(service: StackService, settings: Settings) -> dict[str, Any]:
             "timeout": f"{service.health.timeout}s",
             "retries": service.health.retries,
             "start_period": f"{service.health.start_period}s",
+            "start_interval": f"{service.health.start_interval}s",
         }
     # The driver is the engine's default; only those that rotate know the options.
     if settings.docker_daemon_extra.get("log-driver", "json-file") in _ROTATING_LOG_DRIVERS:
