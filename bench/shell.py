@@ -105,7 +105,7 @@ def controls(wanted: Resources) -> Iterable[tuple[str, str, str]]:
         f"cp -p {file.path} /root/kept; echo >>{file.path}",
         f"cp -p /root/kept {file.path}; rm /root/kept",
     )
-    yield directory.path, f"chmod 0700 {directory.path}", f"chmod {directory.mode} {directory.path}"
+    yield directory.path, f"chmod 0711 {directory.path}", f"chmod {directory.mode} {directory.path}"
     yield wanted.held[0], f"apt-mark unhold {wanted.held[0]}", f"apt-mark hold {wanted.held[0]}"
     yield "unit", "systemctl stop systemd-timesyncd", "systemctl start systemd-timesyncd"
     yield "unit at boot", "systemctl disable systemd-timesyncd", "systemctl enable systemd-timesyncd"
