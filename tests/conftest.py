@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +65,9 @@ class _Proof:
             if marker is None:
                 return
             callspec = getattr(item, "callspec", None)
+            if self.state.exists():
+                # Another process may prove other areas at the same time.
+                self.results |= json.loads(self.state.read_text())
             self.results[item.nodeid] = {
                 "area": marker.args[0],
                 "claim": item.name.partition("[")[0].removeprefix("test_").replace("_", " "),
@@ -73,7 +77,9 @@ class _Proof:
                 "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
             }
             self.state.parent.mkdir(exist_ok=True)
-            self.state.write_text(json.dumps(self.results, indent=1))
+            new = self.state.with_suffix(f".{os.getpid()}")
+            new.write_text(json.dumps(self.results, indent=1))
+            new.replace(self.state)
             TABLE.write_text(_tables(self.results))
 
 
@@ -103,7 +109,7 @@ def _tables(results: dict[str, dict[str, Any]]) -> str:
         lines += [
             f"| {result['claim']} | {result['case']} | {'yes' if result['outcome'] == 'passed' else '**no**'} "
             f"| {result['seconds']} | {result['when']} |"
-            for result in results.values()
+            for _, result in sorted(results.items())
             if result["area"] == area
         ]
     return "\n".join(lines) + "\n"
