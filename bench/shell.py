@@ -113,7 +113,7 @@ def controls(wanted: Resources) -> Iterable[tuple[str, str, str]]:
     yield user, f"gpasswd -d {user} {group}", f"gpasswd -a {user} {group}"
     yield mark, f"sed -i.kept 's/{mark}/00/' {rules}", f"mv {rules}.kept {rules}"
     rule = wanted.chain_marks[4][-1]
-    yield rule, "iptables -D DOCKER-USER $(iptables -S DOCKER-USER | grep -c ^-A)", "ufw reload"
+    yield rule, f"iptables -D DOCKER-USER {len(wanted.chain_marks[4])}", "ufw reload"
     yield container, f"docker pause mediahost-{container}-1", f"docker unpause mediahost-{container}-1"
 
 
