@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+"""Where pyinfra runs, from wherever the command is called: it looks for group_data/ in its working directory."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -44,8 +47,8 @@ def host_data(inventory: Path) -> dict[str, dict[str, Any]]:
     No host is contacted. Raises `BadInput` when the inventory cannot be read.
     """
     check_exists(inventory)
-    command = [sys.executable, "-m", "pyinfra", str(inventory), "debug-inventory", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), "debug-inventory", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     try:
         listed = json.loads(result.stdout)
     except ValueError:

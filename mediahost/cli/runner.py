@@ -22,11 +22,11 @@ from typing import Any
 from mediahost import secrets
 from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
-from mediahost.cli.inventory import BadInput, check_exists, host_data, last_words
+from mediahost.cli.inventory import ROOT, BadInput, check_exists, host_data, last_words
 from mediahost.config import ConfigError
 from mediahost.secrets.keys import PASSPHRASE_VARIABLE
 
-DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy.py"
+DEPLOY = ROOT / "deploy.py"
 Event = dict[str, Any]
 
 
@@ -62,11 +62,16 @@ def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | N
     with tempfile.TemporaryDirectory(prefix="mediahost-") as directory:
         events, log = Path(directory) / "events", Path(directory) / "log"
         events.touch()
-        command = [sys.executable, "-m", "pyinfra", str(inventory), str(DEPLOY), *options]
+        command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), str(DEPLOY), *options]
         environment = {**os.environ, **_passphrase(inventory), "MEDIAHOST_EVENTS": str(events)}
         with log.open("w") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+                command,
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
             )
             try:
                 for event in _events(events, process):
@@ -80,7 +85,7 @@ def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | N
         outcome.exit_code = process.returncode
         outcome.log = log.read_text()
     outcome.seconds = time.monotonic() - started
-    if not outcome.hosts and outcome.exit_code:
+    if not outcome.hosts:
         outcome.unreachable = _unreached(inventory)
     return outcome
 
@@ -91,6 +96,8 @@ def _unreached(inventory: Path) -> list[str]:
     Raises `BadInput` when the inventory or its settings are wrong as well; the run had no chance to tell.
     """
     data = host_data(inventory)
+    if not data:
+        raise BadInput(f"{inventory}: no host in it. inventories/home.py shows how to write one")
     try:
         check_all(data, load_catalog())
     except (ConfigError, CatalogError) as error:
