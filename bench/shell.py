@@ -114,7 +114,7 @@ def controls(wanted: Resources) -> Iterable[tuple[str, str, str]]:
     yield mark, f"sed -i.kept 's/{mark}/00/' {rules}", f"mv {rules}.kept {rules}"
     rule = wanted.chain_marks[4][-1]
     yield rule, f"iptables -D DOCKER-USER {len(wanted.chain_marks[4])}", "ufw reload"
-    yield container, f"docker pause mediahost-{container}-1", f"docker unpause mediahost-{container}-1"
+    yield container, f"docker kill mediahost-{container}-1", f"docker start mediahost-{container}-1"
 
 
 def _modes(wanted: Resources) -> Iterable[str]:
