@@ -80,6 +80,7 @@ class _Proof:
             new = self.state.with_suffix(f".{os.getpid()}")
             new.write_text(json.dumps(self.results, indent=1))
             new.replace(self.state)
+            TABLE.parent.mkdir(exist_ok=True)
             TABLE.write_text(_tables(self.results))
 
 
