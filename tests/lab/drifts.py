@@ -34,9 +34,7 @@ DRIFTS = (
     Drift(
         "a secret made readable",
         "chmod 0644 /opt/media-server/secrets/sonarr_api_key",
-        (
-            "stack | compose file, secrets and seeds: /opt/media-server/secrets/sonarr_api_key: mode is 0644",
-        ),
+        ("stack | compose file, secrets and seeds: /opt/media-server/secrets/sonarr_api_key: mode is 0644",),
         sample=True,
     ),
     Drift(
