@@ -99,6 +99,7 @@ def provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pyt
     report = home.repository / "first-report.json"
     if KEEP and report.exists() and PROVISIONED in machine.snapshots():
         machine.restore(PROVISIONED)
+        home.write_inventory()
         home.first_report = json.loads(report.read_text())
         return home
     home.init()
@@ -111,6 +112,6 @@ def provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pyt
 @pytest.fixture
 def home(provisioned: Home) -> Home:
     """The provisioned home server, as the first run left it."""
-    provisioned.write_inventory()
     provisioned.machine.restore(PROVISIONED)
+    provisioned.write_inventory()  # a machine that was started anew may have another port
     return provisioned

@@ -44,6 +44,7 @@ def bare(make_machine: MakeMachine, supplied: None, tmp_path_factory: pytest.Tem
     """A home server before its first run."""
     machine = make_machine("interrupted", memory_mib=2048, durable=True)
     machine.restore(CLEAN)
+    machine.wait_until_ready()
     home = Home(tmp_path_factory.mktemp("interrupted"), [machine])
     home.init()
     return home
@@ -83,6 +84,7 @@ def test_the_run_after_a_kill_converges(killed: Home, operation: str) -> None:
     earlier = MOMENTS[: MOMENTS.index(operation)]
     known = [_tag(each) for each in earlier if _tag(each) in machine.snapshots()]
     machine.restore(known[-1] if known else CLEAN)
+    killed.write_inventory()
     assert killed.apply_until(during(operation))
     machine.snapshot(_tag(operation))
     _heals(killed)
@@ -114,6 +116,7 @@ def cut_power_during(home: Home, operation: str) -> bool:
     hit = home.apply_until(cut)
     machine.start()
     machine.wait_until_ready()
+    home.write_inventory()  # a machine that starts anew may have another port
     return hit
 
 
