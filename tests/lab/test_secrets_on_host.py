@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.lab, pytest.mark.proof("Secrets: output, argv, logs, i
 
 # As root for the arguments of all processes; as nobody for what the world can read.
 _WATCH = r"""
-rm -rf /run/watch; mkdir -p /run/watch; chmod 711 /run/watch; : >/run/watch/argv; : >/run/watch/modes
-install -m 666 /dev/null /run/watch/read
+rm -rf /run/watch; mkdir -p /run/watch; : >/run/watch/argv; : >/run/watch/readable
 while [ ! -e /run/watch/stop ]; do
   for f in /proc/[0-9]*/cmdline; do tr '\0' ' ' <"$f" 2>/dev/null; echo; done >>/run/watch/argv
-  find /opt/media-server /etc/mediahost /tmp /run/mediahost -type f \( -name '*api_key*' -o -name '.mediahost-new*' \
-    -o -name '*.conf' -o -name 'pyinfra-*' \) -perm /o+r -printf '%m %p\n' 2>/dev/null >>/run/watch/modes
+  setpriv --reuid=65534 --regid=65534 --clear-groups find /opt /tmp /run/mediahost /var/lib/mediahost \
+    -type f -readable \( -name '*api_key*' -o -name '*config.json' -o -name 'pyinfra-*' \) 2>/dev/null >>/run/watch/readable
 done
 """
+_BAIT = "/tmp/bait_api_key"
 
 
 @pytest.fixture
@@ -37,14 +37,15 @@ def _quoted(text: str) -> str:
 def test_secrets_stay_secret_while_they_are_written(watched: Home) -> None:
     machine = watched.machine
     machine.run("sudo sh -c 'rm /opt/media-server/secrets/* /opt/media-server/config/*/config.json'")
-    # Positive control: the watcher sees an argument that passes by.
-    machine.run("sh -c 'sleep 8; : canary-in-argv'")
+    # Positive controls: the watcher sees an argument that passes by, and a file that is open to the world.
+    machine.run(f"sudo install -m 0644 /dev/null {_BAIT}; sh -c 'sleep 8; : canary-in-argv'")
     result = watched.mediahost("apply", "--verbose")
     assert result.returncode == 0, told(result)
     machine.run("sudo touch /run/watch/stop")
     seen = machine.run("sudo cat /run/watch/argv").stdout
     assert "canary-in-argv" in seen
-    assert machine.run("sudo cat /run/watch/modes").stdout == ""
+    readable = set(machine.run("sudo cat /run/watch/readable").stdout.split())
+    assert readable == {_BAIT}
     inspected = machine.run("sudo sh -c 'docker inspect $(docker ps -aq)'").stdout
     assert "FILE__SONARR__AUTH__APIKEY" in inspected
     journal = machine.run("sudo journalctl --no-pager -q -o cat").stdout
