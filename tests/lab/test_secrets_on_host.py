@@ -18,7 +18,8 @@ rm -rf /run/watch; mkdir -p /run/watch; : >/run/watch/argv; : >/run/watch/readab
 while [ ! -e /run/watch/stop ]; do
   for f in /proc/[0-9]*/cmdline; do tr '\0' ' ' <"$f" 2>/dev/null; echo; done >>/run/watch/argv
   setpriv --reuid=65534 --regid=65534 --clear-groups find /opt /tmp /run/mediahost /var/lib/mediahost \
-    -type f -readable \( -name '*api_key*' -o -name '*config.json' -o -name 'pyinfra-*' \) 2>/dev/null >>/run/watch/readable
+    -type f -readable \( -name '*api_key*' -o -name '*config.json' -o -name 'pyinfra-*' \) \
+    2>/dev/null >>/run/watch/readable
 done
 """
 _BAIT = "/tmp/bait_api_key"
