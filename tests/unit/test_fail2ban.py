@@ -386,9 +386,14 @@ def server(scratch: Scratch) -> Iterator[Server]:
     nft_log.touch()
     nft = scratch.root / "bin/nft"
     nft.parent.mkdir()
-    # As nft prints a chain, so that the action's check finds its rule.
+    # Prints a chain as nft does, for the action's check; fails while the ruleset is flushed.
     nft.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$*" >>{nft_log}\n[ "$1" != list ] || printf "ip6 saddr @%s-inet6 drop\\n" "$5"\n'
+        f"""#!/bin/sh
+printf '%s\\n' "$*" >>{nft_log}
+case $* in "add table"*) rm -f {scratch.root}/flushed ;; esac
+[ ! -e {scratch.root}/flushed ] || exit 1
+[ "$1" != list ] || printf 'ip6 saddr @%s-inet6 counter drop\\n' "$5"
+"""
     )
     nft.chmod(0o755)
     jails = named(scratch.settings)
@@ -497,3 +502,19 @@ def test_a_log_that_is_gone_does_not_keep_fail2ban_from_loading_the_other_jails(
     assert server.scratch.client("reload").returncode == 0
     (server.scratch.root / fail2ban.ANCHOR_PATH.removeprefix("/")).unlink()
     assert server.scratch.client("reload").returncode != 0
+
+
+def test_after_somebody_flushed_the_ruleset_the_next_ban_makes_the_chain_anew(server: Server) -> None:
+    log = Path(named(server.scratch.settings)["sonarr"].log)
+    arr_failures(log, ATTACKER6)
+    server.wait_for_ban("sonarr", ATTACKER6)
+    (server.scratch.root / "flushed").touch()
+    arr_failures(log, ATTACKER4)
+    # The first try fails, and the second comes after the chain.
+    server.wait_for_ban("sonarr", ATTACKER4, 2)
+    first, second = [n for n, command in enumerate(server.nft()) if element("sonarr", ATTACKER4) in command]
+    between = server.nft()[first:second]
+    assert any("hook prerouting priority -150" in c and c.startswith("add table") for c in between)
+    # Whoever was banned before is banned again when he comes back.
+    arr_failures(log, ATTACKER6)
+    server.wait_for_ban("sonarr", ATTACKER6, 2)
