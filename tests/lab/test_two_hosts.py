@@ -35,7 +35,8 @@ def two(provisioned: Home, make_machine: MakeMachine, tmp_path_factory: pytest.T
 def test_each_host_gets_its_own_data(two: Home) -> None:
     first, second = two.machines
     report = two.apply()
-    assert {change["host"] for change in report["changes"]} == {second.name}
+    assert [change for change in report["changes"] if change["host"] != second.name] == []
+    assert report["changes"]
     assert second.run("readlink /etc/localtime").stdout.strip().endswith("Europe/Berlin")
     assert first.run("readlink /etc/localtime").stdout.strip().endswith("Etc/UTC")
     second.run("test -d /srv/media/media/movies")
