@@ -32,6 +32,7 @@ def two(provisioned: Home, make_machine: MakeMachine, tmp_path_factory: pytest.T
     return home
 
 
+@pytest.mark.exhaustive
 def test_each_host_gets_its_own_data(two: Home) -> None:
     first, second = two.machines
     report = two.apply()
