@@ -138,7 +138,6 @@ class Snapshot:
     containers: tuple[ContainerState, ...] = ()
     pending: frozenset[str] = frozenset()
     manifest: dict[str, str] = field(default_factory=dict)
-    secrets_present: frozenset[str] = frozenset()
     lock: LockState | None = None
     free_mib: dict[str, int] = field(default_factory=dict)
     ssh_port: int = 22
@@ -168,7 +167,7 @@ readlink /etc/localtime
 end timezone
 
 section paths
-if [ -n "$PATHS$MANIFEST_PATHS" ]; then
+if [ -n "$PATHS" ]; then
   stat -c '%f %u %g %U %G %n' $PATHS 2>/dev/null
 fi
 end paths
@@ -261,7 +260,7 @@ fi
 end lock
 
 section disk
-df -Pm / /var /tmp $DISKS 2>/dev/null | tail -n +2
+df -Pm / /var /tmp 2>/dev/null | tail -n +2
 end disk
 
 section connection
@@ -320,7 +319,7 @@ def script(request: Request) -> str:
         f"USERS={words(request.users)}",
         f"GROUPS_={words(request.groups)}",
         f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
-        f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE} MANIFEST_PATHS= DISKS=",
+        f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
     ]
     return "\n".join(head) + _SCRIPT
 

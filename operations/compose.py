@@ -14,12 +14,10 @@ from pyinfra.api import deploy, operation
 
 from facts.snapshot import ContainerState, Snapshot
 from mediahost.resources import Container, File
+from mediahost.stack import PROJECT, PROXY
 from mediahost.wanted import Wanted
 from operations import files
 from operations.convergence import Step, converge
-
-PROJECT = "mediahost"
-PROXY = "caddy"
 
 _RELOAD = (
     f"docker exec {PROJECT}-{PROXY}-1 caddy validate --config /etc/caddy/Caddyfile --adapter caddyfile >/dev/null\n"

@@ -80,8 +80,7 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
         try:
             seen = snapshot()
         except UnreadableSnapshotError as error:
-            # An exception here would end the run for every host. A plan executes nothing, so it is told now.
-            report.refusal(str(error))
+            # An exception here would end the run for every host.
             yield _refusal(str(error))
             return
         steps = list(missing(seen))
@@ -96,7 +95,6 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
             report.change(step.change)
         for step in steps:
             if step.refusal is not None:
-                report.refusal(step.refusal)  # told in a plan as well, where the command is not run
                 yield _refusal(step.refusal)
                 return
         if not lock.is_ours():
@@ -142,8 +140,10 @@ def _command(step: Step) -> StringCommand:
 
 
 def _refusal(message: str) -> FunctionCommand:
+    # Told here, not when it is executed: a plan executes nothing.
+    report.refusal(message)
+
     def refuse() -> None:
-        report.refusal(message)
         raise OperationError(message)
 
     return FunctionCommand(refuse, (), {})

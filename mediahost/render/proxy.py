@@ -89,9 +89,7 @@ def _lan_only(settings: Settings) -> str:
         [
             f"@relayed remote_ip {' '.join(pools or _DEFAULT_POOLS)}",
             "respond @relayed 403",
-            f"@outside not remote_ip {' '.join(settings.firewall_lan)}"
-            if settings.firewall_lan
-            else "@outside path *",
+            f"@outside not remote_ip {' '.join(settings.firewall_lan)}",
             "respond @outside 403",
         ],
     )
