@@ -7,6 +7,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pyinfra import host, inventory, state
@@ -76,7 +77,7 @@ def _plans() -> dict[str, Wanted]:
     found: list[ConfigProblem] = []
     for name in sorted(settings):
         try:
-            plans[name] = wanted.build(name, settings[name], catalog, vault.secret)
+            plans[name] = wanted.build(name, settings[name], catalog, partial(vault.secret, name))
         except ConfigError as error:
             found.extend(error.problems)
     if found:
@@ -90,8 +91,10 @@ class _Vault:
 
     def __init__(self) -> None:
         self._vault: secrets.Vault | None = None
+        self.made_for: set[str] = set()
+        """Hosts with a secret that did not exist before this run."""
 
-    def secret(self, entry: str, kind: str) -> str:
+    def secret(self, needed_by: str, entry: str, kind: str) -> str:
         if self._vault is None:
             # Only a person at a terminal can be asked; everybody else gets the list of key sources as an error.
             key = secrets.Automatic(_ask if sys.stdin is not None and sys.stdin.isatty() else None)
@@ -100,11 +103,9 @@ class _Vault:
             if entry not in self._vault:
                 raise LookupError(entry)
             return self._vault.get(entry)
+        if entry not in self._vault:
+            self.made_for.add(needed_by)
         return self._vault.ensure(entry, _GENERATORS[kind])
-
-    @property
-    def modified(self) -> bool:
-        return self._vault is not None and self._vault.modified
 
     def save(self) -> None:
         if self._vault is not None:
@@ -134,7 +135,7 @@ def _inventory_file() -> Path:
 def secrets_kept():  # type: ignore[no-untyped-def]
     """New secrets go into the vault before any host gets them: a run that dies must not lose them."""
     vault: _Vault = state.mediahost_vault  # type: ignore[attr-defined]
-    if vault.modified:
+    if host.name in vault.made_for:
         report.change("vault: new secrets are kept")
         yield FunctionCommand(vault.save, (), {})
 

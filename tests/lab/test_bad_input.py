@@ -27,7 +27,7 @@ class Bad:
 REFUSED = (
     Bad("unknown key", {"sshd_prot": 22}, ("sshd_prot", "did you mean sshd_port?"), sample=True),
     Bad("unknown service", {"services": ["sonar"]}, ("sonar", "did you mean"), sample=True),
-    Bad("retired service", {"services": ["watchtower"]}, ("watchtower", "mediahost update")),
+    Bad("retired service", {"services": ["watchtower"]}, ("watchtower", "pinned tags")),
     Bad("port clash", {"service_overrides": {"radarr": {"host_port": 8989}}}, ("8989", "sonarr"), sample=True),
     Bad("bad CIDR", {"firewall_lan": ["192.168.1.5/24"]}, ("192.168.1.5/24", "192.168.1.0/24")),
     Bad("missing key file", {"admins": {"alice": ["/no/such/key.pub"]}}, ("/no/such/key.pub", "ssh-keygen")),
