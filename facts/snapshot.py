@@ -22,6 +22,9 @@ STATE_DIRECTORY = "/var/lib/mediahost"
 
 LOCK_FILE = "/run/mediahost/lock"
 
+ROLLBACK_DIRECTORY = f"{STATE_DIRECTORY}/rollback"
+"""What an unproven change put at risk, as it was before."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -33,6 +36,8 @@ class Request:
     units: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+    key_users: frozenset[str] = frozenset()
+    """Those of `users` whose keys are looked at too, in whatever home passwd says."""
     sysctls: frozenset[str] = frozenset()
 
     def __or__(self, other: Request) -> Request:
@@ -74,13 +79,19 @@ class UnitState:
 
 @dataclass(frozen=True)
 class UserState:
-    """An entry of passwd plus the names of all its groups that were asked for."""
+    """An entry of passwd plus the names of all its groups that were asked for.
+
+    `expires` is shadow(5)'s expiry date in days since 1970, empty for none; `sessions` counts logins. Both are read
+    for `key_users` and removed administrators only.
+    """
 
     uid: int
     gid: int
     home: str
     shell: str
     groups: frozenset[str]
+    expires: str = ""
+    sessions: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,8 @@ class Snapshot:
     units: dict[str, UnitState] = field(default_factory=dict)
     users: dict[str, UserState] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
+    admins: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Administrators of earlier runs, each with the groups it was given."""
     sysctls: dict[str, str] = field(default_factory=dict)
     sshd: dict[str, tuple[str, ...]] = field(default_factory=dict)
     timezone: str = ""
@@ -134,13 +147,19 @@ class Snapshot:
     ufw_tuples: tuple[str, ...] = ()
     iptables: tuple[str, ...] = ()
     ip6tables: tuple[str, ...] = ()
+    legacy_rules: int = 0
+    """Rules made with iptables-legacy, which iptables-nft does not show."""
     engine_version: str = ""
     containers: tuple[ContainerState, ...] = ()
     pending: frozenset[str] = frozenset()
     manifest: dict[str, str] = field(default_factory=dict)
     lock: LockState | None = None
+    rollback_armed: str = ""
+    rolled_back: str = ""
     free_mib: dict[str, int] = field(default_factory=dict)
     ssh_port: int = 22
+    ssh_user: str = ""
+    """Whom this connection logged in as, before sudo."""
 
 
 class UnreadableSnapshotError(Exception):
@@ -155,6 +174,32 @@ end() { printf '#end %s\n' "$1"; }
 have() { command -v "$1" >/dev/null 2>&1; }
 # cat with no fork: the files read here are small
 show() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\n' "$line"; done <"$1"; }
+
+# Administrators of earlier runs are looked at too, and keys are where passwd says that home is.
+section admins
+if [ -f "$STATE/admins" ]; then
+  while read -r name given; do
+    case $name in ''|*[!a-z0-9_-]*) continue ;; esac
+    case $given in *[!a-z0-9_,-]*) continue ;; esac
+    printf '%s %s\n' "$name" "$given"
+    KEY_USERS="$KEY_USERS $name" USERS="$USERS $name"
+    while [ -n "$given" ]; do
+      GROUPS_="$GROUPS_ ${given%%,*}"
+      case $given in *,*) given=${given#*,} ;; *) given= ;; esac
+    done
+  done <"$STATE/admins"
+fi
+end admins
+accounts=
+[ -z "$USERS" ] || accounts=$(getent passwd $USERS)
+while IFS=: read -r name _ uid _ _ home _; do
+  case " $KEY_USERS " in *" $name "*) ;; *) continue ;; esac
+  case $home in ''|/|*[!A-Za-z0-9/._+@-]*) continue ;; esac
+  PATHS="$PATHS $home $home/.ssh $home/.ssh/authorized_keys"
+  SUMS="$SUMS $home/.ssh/authorized_keys" CONTENTS="$CONTENTS $home/.ssh/authorized_keys"
+done <<EOF
+$accounts
+EOF
 
 section os
 . /etc/os-release
@@ -194,8 +239,27 @@ section units
 end units
 
 section users
-[ -z "$USERS" ] || getent passwd $USERS
+[ -z "$accounts" ] || printf '%s\n' "$accounts"
 end users
+section expiry
+# name and expiry only: the hash beside them is never printed
+if [ -n "$KEY_USERS" ] && [ -r /etc/shadow ]; then
+  while IFS=: read -r name _ _ _ _ _ _ expires _; do
+    case " $KEY_USERS " in *" $name "*) printf '%s %s\n' "$name" "$expires" ;; esac
+  done </etc/shadow
+fi
+end expiry
+section sessions
+while IFS=: read -r name _ uid _; do
+  case " $KEY_USERS " in *" $name "*) ;; *) continue ;; esac
+  [ -r "/run/systemd/users/$uid" ] || continue
+  while IFS= read -r line; do
+    case $line in SESSIONS=?*) printf '%s %s\n' "$name" "${line#*=}" ;; esac
+  done <"/run/systemd/users/$uid"
+done <<EOF
+$accounts
+EOF
+end sessions
 section groups
 [ -z "$GROUPS_" ] || getent group $GROUPS_
 end groups
@@ -226,6 +290,13 @@ if have ip6tables; then
   ip6tables -S 2>/dev/null | grep -e '^-P' -e ufw6-before-input -e DOCKER-USER -e mediahost
 fi
 end ip6tables
+
+section legacy
+# Listing legacy rules would load their kernel modules; this file names tables only when somebody did that before.
+if [ -r /proc/net/ip_tables_names ] && read -r table </proc/net/ip_tables_names && have iptables-legacy-save; then
+  iptables-legacy-save 2>/dev/null | grep -c '^-A'
+fi
+end legacy
 
 section engine
 socket=/run/docker.sock
@@ -259,6 +330,12 @@ if [ -f "$LOCK" ]; then
 fi
 end lock
 
+section rollback
+for file in armed done; do
+  [ ! -f "$STATE/rollback/$file" ] || printf '%s %s\n' "$file" "$(show "$STATE/rollback/$file")"
+done
+end rollback
+
 section disk
 df -Pm / /var /tmp 2>/dev/null | tail -n +2
 end disk
@@ -277,10 +354,12 @@ found=${found%%"
 "*}
 found=${found#*=}
 printf '%s\n' "$found"
+printf '%s\n' "${SUDO_USER:-${LOGNAME:-${USER:-}}}"
 end connection
 """
 
 _SECTIONS = [
+    "admins",
     "os",
     "timezone",
     "paths",
@@ -289,16 +368,20 @@ _SECTIONS = [
     "packages",
     "units",
     "users",
+    "expiry",
+    "sessions",
     "groups",
     "sysctls",
     "sshd",
     "ufw",
     "iptables",
     "ip6tables",
+    "legacy",
     "engine",
     "pending",
     "manifest",
     "lock",
+    "rollback",
     "disk",
     "connection",
 ]
@@ -318,6 +401,7 @@ def script(request: Request) -> str:
         f"UNITS={words(request.units)}",
         f"USERS={words(request.users)}",
         f"GROUPS_={words(request.groups)}",
+        f"KEY_USERS={words(request.key_users)}",
         f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
     ]
@@ -348,8 +432,12 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         contents=_contents(sections["contents"]),
         packages=_packages(sections["packages"]),
         units=_units(sections["units"], sorted(request.units)),
-        users=_users(sections["users"], groups),
+        users=_users(sections["users"], groups, sections["expiry"], sections["sessions"]),
         groups={parts[0]: int(parts[2]) for parts in groups if len(parts) >= 3},
+        admins={
+            name: frozenset(given.split(",")) - {""}
+            for name, _, given in (line.partition(" ") for line in sections["admins"])
+        },
         sysctls={
             path.removeprefix("/proc/sys/").replace("/", "."): value
             for path, _, value in (line.partition(":") for line in sections["sysctls"])
@@ -361,13 +449,17 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         ufw_tuples=tuple(line for line in sections["ufw"] if "### tuple ###" in line),
         iptables=tuple(sections["iptables"]),
         ip6tables=tuple(sections["ip6tables"]),
+        legacy_rules=int((sections["legacy"] or ["0"])[0]),
         engine_version=_engine_version(engine),
         containers=_containers(engine),
         pending=frozenset(sections["pending"]),
         manifest=dict(_manifest_line(line) for line in sections["manifest"] if line),
         lock=_lock(sections["lock"]),
+        rollback_armed=_rollback(sections["rollback"]).get("armed", ""),
+        rolled_back=_rollback(sections["rollback"]).get("done", ""),
         free_mib=_disk(sections["disk"]),
         ssh_port=_ssh_port(sections["connection"]),
+        ssh_user=(sections["connection"][1:] or [""])[0],
     )
 
 
@@ -450,14 +542,20 @@ def _units(lines: Sequence[str], names: Sequence[str]) -> dict[str, UnitState]:
     }
 
 
-def _users(lines: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, UserState]:
+def _users(
+    lines: Sequence[str], groups: Sequence[Sequence[str]], expiry: Sequence[str], sessions: Sequence[str]
+) -> dict[str, UserState]:
+    expires = {name: date for name, _, date in (line.partition(" ") for line in expiry)}
+    logins = {name: len(ids.split()) for name, _, ids in (line.partition(" ") for line in sessions)}
     states: dict[str, UserState] = {}
     for line in lines:
         name, _, uid, gid, _, home, shell = line.split(":")[:7]
         member_of = frozenset(
             parts[0] for parts in groups if len(parts) >= 4 and (name in parts[3].split(",") or parts[2] == gid)
         )
-        states[name] = UserState(int(uid), int(gid), home, shell, member_of)
+        states[name] = UserState(
+            int(uid), int(gid), home, shell, member_of, expires.get(name, ""), logins.get(name, 0)
+        )
     return states
 
 
@@ -521,6 +619,11 @@ def _lock(lines: Sequence[str]) -> LockState | None:
     if len(lines) < 2:
         return None
     return LockState(holder=" ".join(lines[0].split()[2:]), alive="alive=yes" in lines)
+
+
+def _rollback(lines: Sequence[str]) -> dict[str, str]:
+    """Until when a change has to be proven, and when one was put back, as the host tells the time."""
+    return dict(line.split(" ", 1) for line in lines if " " in line)
 
 
 def _disk(lines: Sequence[str]) -> dict[str, int]:

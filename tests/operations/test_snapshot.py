@@ -192,6 +192,10 @@ def test_the_collector_opens_nothing_for_writing_and_removes_nothing(state: Path
 
 RECORDED = """\
 Last login: nothing to do with us
+#begin admins
+me sudo,media
+gone
+#end admins
 #begin os
 ubuntu noble 24.04 arm64
 #end os
@@ -237,6 +241,12 @@ NeedDaemonReload=no
 #begin users
 me:x:1000:1000:Me,,,:/home/me:/bin/bash
 #end users
+#begin expiry
+me 20849
+#end expiry
+#begin sessions
+me 3 c4
+#end sessions
 #begin groups
 sudo:x:27:me,other
 media:x:13000:
@@ -266,6 +276,9 @@ user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=6d65
 #begin ip6tables
 -P INPUT ACCEPT
 #end ip6tables
+#begin legacy
+2
+#end legacy
 #begin engine
 {"Version":"29.7.0","ApiVersion":"1.54"}
 
@@ -286,12 +299,17 @@ ssh.service
 4711 99 me@laptop process 7
 alive=yes
 #end lock
+#begin rollback
+armed 2026-11-21 12:05:30 UTC
+done 2026-11-20 09:00:00 UTC
+#end rollback
 #begin disk
 /dev/sda1 100 40 60 40% /
 /dev/sdb1 100 40 7 93% /data
 #end disk
 #begin connection
 192.168.1.5 40000 192.168.1.10 2222
+me
 #end connection
 """.splitlines()
 ASKED = Request(units=frozenset({"b.service", "a.service"}))
@@ -325,8 +343,9 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             "a.service": UnitState("loaded", "active", "running", "enabled", needs_daemon_reload=False),
             "b.service": UnitState("not-found", "inactive", "dead", "", needs_daemon_reload=False),
         },
-        users={"me": UserState(1000, 1000, "/home/me", "/bin/bash", frozenset({"me", "sudo"}))},
+        users={"me": UserState(1000, 1000, "/home/me", "/bin/bash", frozenset({"me", "sudo"}), "20849", 2)},
         groups={"sudo": 27, "media": 13000, "me": 1000, "docker": 990},
+        admins={"me": frozenset({"sudo", "media"}), "gone": frozenset()},
         sysctls={"vm.swappiness": "10", "net.ipv4.ip_local_port_range": "32768\t60999"},
         sshd={"port": ("22", "2222"), "passwordauthentication": ("no",)},
         timezone="Europe/Berlin",
@@ -345,8 +364,12 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         pending=frozenset({"ssh.service"}),
         manifest={"/etc/a": "", "/etc/b": "x.service"},
         lock=snapshot.LockState("me@laptop process 7", alive=True),
+        rollback_armed="2026-11-21 12:05:30 UTC",
+        rolled_back="2026-11-20 09:00:00 UTC",
         free_mib={"/": 60, "/data": 7},
+        legacy_rules=2,
         ssh_port=2222,
+        ssh_user="me",
     )
 
 
