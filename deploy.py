@@ -1,10 +1,11 @@
 """The run, top to bottom, one line a stage: pyinfra inventories/home.py deploy.py"""
 
-from operations import base, compose, docker, manifest, run, ssh, storage, ufw, users, verify
+from operations import base, compose, docker, guard, manifest, run, ssh, storage, ufw, users, verify
 
 wanted = run.begin()  # validate: every host, before any is changed
 settings = wanted.settings
 
+guard.settled(name="guard | unproven changes")
 manifest.entered(name="manifest | owned files", owned=wanted.owned)
 manifest.pruned(name="manifest | files no longer wanted", owned=wanted.owned)
 base.provision(settings)

@@ -18,6 +18,7 @@ from pyinfra.api.exceptions import OperationError
 from pyinfra.api.state import StateStage
 
 from facts.snapshot import HostSnapshot, Request, Snapshot, UnreadableSnapshotError, parse, script
+from operations import guard as guards
 from operations import lock, report
 
 # A step can make another one possible (install, then configure); nothing here needs more than three rounds.
@@ -69,13 +70,17 @@ def forget() -> None:
     host.connector_data.pop(_CACHED, None)
 
 
-def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCommand | FunctionCommand]:
+def converge(
+    missing: Callable[[Snapshot], Sequence[Step]], guard: guards.Guard | None = None
+) -> Iterator[StringCommand | FunctionCommand]:
     """Run the steps that `missing` names until it names none.
 
     The body of every operation: `yield from converge(...)`. Fails this host, and only this host, when a step is
-    refused, when a command fails, or when the same steps are missing after they ran.
+    refused, when a command fails, or when the same steps are missing after they ran. With a `guard`, what was
+    changed is put back unless a fresh login succeeds after each round.
     """
     before: tuple[str, ...] = ()
+    armed = False
     for _ in range(_ROUNDS):
         try:
             seen = snapshot()
@@ -99,11 +104,19 @@ def converge(missing: Callable[[Snapshot], Sequence[Step]]) -> Iterator[StringCo
                 return
         if not lock.is_ours():
             yield from lock.take()
+        if guard is not None and not armed:
+            yield from guards.arm(guard)
+            armed = True
         for step in _joined(steps):
             yield _command(step)
         forget()
+        if guard is not None:
+            yield from guards.prove(guard)
     else:
         yield _refusal(f"something differs anew each time it is mended, last: {'; '.join(before)}")
+        return
+    if armed:
+        yield from guards.disarm()
     if not before:
         host.noop("as wanted")
 

@@ -16,6 +16,7 @@ from pyinfra.api import operation
 from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
 from mediahost.resources import Directory, File
 from operations.convergence import Step, converge
+from operations.guard import Guard
 
 
 def request(files: Iterable[File] = (), directories: Iterable[Directory] = ()) -> Request:
@@ -110,11 +111,12 @@ def write(files: Sequence[File], pending: str | None = None) -> tuple[str, str]:
 
 
 @operation()
-def managed(files: Sequence[File], pending: str | None = None):  # type: ignore[no-untyped-def]
+def managed(files: Sequence[File], pending: str | None = None, guard: Guard | None = None):  # type: ignore[no-untyped-def]
     """
     Files with exactly this content, owner and mode.
 
     + files: the files, parents first
     + pending: unit to restart when one of them changes
+    + guard: what to put back when nobody can log in afterwards
     """
-    yield from converge(lambda seen: steps(files, seen, pending))
+    yield from converge(lambda seen: steps(files, seen, pending), guard)

@@ -22,7 +22,7 @@ from mediahost.check import check_all
 from mediahost.config import ConfigError, ConfigProblem
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted
-from operations import base, convergence, docker, files, lock, report, ssh, ufw, users
+from operations import base, convergence, docker, files, guard, lock, report, ssh, ufw, users
 
 _PLAN = "mediahost_wanted"
 
@@ -54,6 +54,7 @@ def begin() -> Wanted:
             raise BadInputError(error) from None
         setattr(state, _PLAN, plans)
         report.listen()
+        state.add_callback_handler(guard.PutBackOnError())
     plan = plans[host.name]
     convergence.watch(request(plan))
     return plan

@@ -1,0 +1,272 @@
+"""Nothing locks the user out: a change to sshd, keys, sudo or the firewall is undone unless a fresh login proves it.
+
+Before the change the host keeps a copy of what is put at risk and starts a timer. After it, the control side opens
+a new connection, logs in, becomes root, and stops the timer. A proof that fails puts the copy back at once; a
+control side that dies leaves that to the timer; a host that loses power does it at boot, before sshd and the
+firewall start.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gevent
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, Host, State, StringCommand, operation
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
+from pyinfra.api.exceptions import ConnectError, OperationError, PyinfraError
+from pyinfra.api.state import BaseStateCallback
+from pyinfra.connectors.ssh import SSHConnector
+
+from facts.snapshot import LOCK_FILE, ROLLBACK_DIRECTORY, Snapshot
+from operations import lock, report
+
+SECONDS = 300
+"""How long a change may stay unproven. Long enough for ufw on a slow machine, short enough to wait for."""
+
+# A socket that is restarted is away for a moment; a wrong setting stays wrong.
+_PROOF_SECONDS = 20
+
+_ARMED = "mediahost_guard"
+_UNIT = "mediahost-rollback"
+# Not the timer's own name: systemd-run takes no name that a unit file has.
+_AT_BOOT = "mediahost-rollback-at-boot.service"
+_UNIT_PATH = f"/etc/systemd/system/{_AT_BOOT}"
+_WANTED_PATH = f"/etc/systemd/system/multi-user.target.wants/{_AT_BOOT}"
+_BUSY_FILE = f"{LOCK_FILE.rpartition('/')[0]}/busy"
+
+# Before whatever lets somebody in or shuts him out; the network is not there yet either.
+_BOOT_UNIT = f"""[Unit]
+Description=Put back the settings from before a change that no login has proven
+DefaultDependencies=no
+After=local-fs.target systemd-remount-fs.service
+Before=network-pre.target ufw.service ssh.service ssh.socket
+ConditionPathExists={ROLLBACK_DIRECTORY}/armed
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {ROLLBACK_DIRECTORY}/restore boot
+"""
+
+SSHD_RELOAD = """if /usr/sbin/sshd -t; then
+  systemctl daemon-reload
+  if systemctl -q is-active ssh.socket; then systemctl restart ssh.socket; fi
+  systemctl try-reload-or-restart ssh.service
+fi"""
+"""Takes restored SSH settings into use. A configuration that sshd refuses must not reach a running server."""
+
+UFW_RELOAD = """if grep -q '^ENABLED=yes' /etc/ufw/ufw.conf; then ufw reload; else ufw --force disable; fi"""
+"""Takes restored firewall settings into use."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a change puts at risk.
+
+    `paths` are files and directories that are put back, exactly, when no fresh login succeeds. `reload` is shell
+    that takes them into use. `port` is where the login must succeed when SSH moves, else None.
+    """
+
+    paths: tuple[str, ...]
+    reload: str = ":"
+    port: int | None = None
+
+
+def arm(guard: Guard) -> Iterator[StringCommand]:
+    """Keep a copy of what is at risk and start the timer, in one exec."""
+    paths = "\n".join(path.lstrip("/") for path in guard.paths)
+    restore = _RESTORE.format(directory=ROLLBACK_DIRECTORY, busy=_BUSY_FILE, wanted=_WANTED_PATH, reload=guard.reload)
+    script = _ARM.format(
+        directory=ROLLBACK_DIRECTORY,
+        seconds=SECONDS,
+        unit=_UNIT,
+        unit_path=_UNIT_PATH,
+        wanted_path=_WANTED_PATH,
+        paths=shlex.quote(paths + "\n"),
+        restore=shlex.quote(restore),
+        boot_unit=shlex.quote(_BOOT_UNIT),
+    )
+    host.connector_data[_ARMED] = time.time() + SECONDS
+    yield StringCommand("sh", "-c", shlex.quote(lock.alone(script)))
+
+
+def prove(guard: Guard) -> Iterator[FunctionCommand]:
+    """Log in afresh and become root, as the next run will have to."""
+
+    def log_in() -> None:
+        told = fresh_login(host, guard.port)
+        if told:
+            report.refusal(f"no fresh login after the change: {told}")
+            raise OperationError(told)
+
+    yield FunctionCommand(log_in, (), {})
+
+
+def disarm() -> Iterator[StringCommand]:
+    """The change is proven: it stays."""
+    script = _DISARM.format(directory=ROLLBACK_DIRECTORY, unit=_UNIT, unit_path=_UNIT_PATH, wanted_path=_WANTED_PATH)
+    yield StringCommand("sh", "-c", shlex.quote(script))
+    host.connector_data.pop(_ARMED, None)
+
+
+def fresh_login(target: Host, port: int | None) -> str:
+    """Why a new connection, login and sudo fails; empty when it does not. Another port than now when given."""
+    present = target.connector
+    if not isinstance(present, SSHConnector):
+        return ""  # A run on the machine itself does not come through sshd.
+    arguments = state.get_op_data_for_host(target, str(target.executing_op_hash)).global_arguments
+    arguments = {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+    deadline = time.monotonic() + _PROOF_SECONDS
+    while True:
+        # A connector of its own: nothing of the connection that stands is used again.
+        connector = type(present)(state, target)
+        if port is not None:
+            connector.data = {**connector.data, "ssh_port": port}
+        told = ""
+        try:
+            connector.connect()
+            worked, output = connector.run_shell_command(StringCommand("true"), **arguments)
+            if not worked:
+                told = f"logged in, but sudo failed: {output.stderr or output.stdout}"
+        except (ConnectError, PyinfraError, OSError, EOFError) as error:
+            told = str(error)
+        finally:
+            if connector.client is not None:
+                connector.client.close()
+        if not told or time.monotonic() > deadline:
+            return told
+        gevent.sleep(1)
+
+
+def roll_back(target: Host) -> None:
+    """Put back what an unproven change put at risk, now, over the connection that still stands."""
+    until = target.connector_data.pop(_ARMED, None)
+    if until is None:
+        return
+    clock = time.strftime("%H:%M:%S UTC", time.gmtime(until))
+    command = StringCommand("sh", "-c", shlex.quote(f"timeout 90 sh {ROLLBACK_DIRECTORY}/restore"))
+    arguments = state.get_op_data_for_host(target, str(target.executing_op_hash)).global_arguments
+    arguments = {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+    try:
+        done, _ = target.run_shell_command(command, **{**arguments, "_timeout": 120})
+    except (PyinfraError, OSError, EOFError, TimeoutError):
+        done = False
+    if done:
+        told = "what was changed for SSH, sudo or the firewall has been put back to what it was before"
+    else:
+        told = (
+            f"the host puts SSH, sudo and the firewall back to what they were by itself, at {clock} at the latest"
+        )
+    logger.error(f"{target.print_prefix}{told}")
+    report.event("rolled back", host=target.name, what=told)
+
+
+class PutBackOnError(BaseStateCallback):
+    """A step that fails half-way is as unproven as a login that fails."""
+
+    @staticmethod
+    def operation_host_error(
+        state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
+    ) -> None:
+        roll_back(host)
+
+
+@operation()
+def settled():  # type: ignore[no-untyped-def]
+    """
+    No change of an earlier run that nobody has proven.
+
+    A run that died left one: it is put back first, since only what was there before is known to let people in.
+    """
+    # Here, not at the top: convergence arms and disarms.
+    from operations.convergence import Step, converge
+
+    def pending(seen: Snapshot) -> list[Step]:
+        if seen.rolled_back:
+            report.notice(
+                f"this host put itself back to earlier settings of SSH, sudo or firewall: {seen.rolled_back}"
+            )
+        if not seen.rollback_armed:
+            return []
+        change = "rollback: a run that died left a change of SSH, sudo or the firewall unproven, it is put back first"
+        # The notice above is for what happened while nobody looked.
+        command = f"MEDIAHOST_ALONE=1 sh {ROLLBACK_DIRECTORY}/restore\nrm -f {ROLLBACK_DIRECTORY}/done"
+        return [Step(change, command)]
+
+    yield from converge(pending)
+
+
+_ARM = """
+umask 077
+systemctl stop {unit}.timer 2>/dev/null || true
+systemctl reset-failed {unit}.service {unit}.timer 2>/dev/null || true
+rm -rf {directory}; mkdir -p {directory}/before
+printf '%s' {paths} >{directory}/paths
+printf '%s' {restore} >{directory}/restore
+cd /
+while IFS= read -r path; do
+  if [ -e "$path" ] || [ -L "$path" ]; then printf '%s\\0' "$path"; fi
+done <{directory}/paths | tar --null -T - --numeric-owner -cf - | tar -C {directory}/before --numeric-owner -xpf -
+(umask 022; printf '%s' {boot_unit} >{unit_path}; mkdir -p /etc/systemd/system/multi-user.target.wants)
+ln -sf {unit_path} {wanted_path}
+date -d "+{seconds} seconds" '+%F %T %Z' >{directory}/armed
+sync -f {directory} /etc
+systemd-run --quiet --unit={unit} --on-active={seconds} --timer-property=AccuracySec=1s \\
+  /bin/sh {directory}/restore
+"""
+
+# Reached from the timer, at boot, from the run whose proof failed, or from the next run: one at a time, and once.
+_RESTORE = """set -u
+export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+umask 077
+directory={directory}
+exec 9>"$directory.lock"; flock -w 60 9
+[ -e "$directory/armed" ] || exit 0
+# A command of the dead run may still be at work; not for ever.
+if [ "${{1:-}}" != boot ] && [ -z "${{MEDIAHOST_ALONE:-}}" ]; then exec 8>>{busy}; flock -w 20 8 || true; fi
+cd /
+while IFS= read -r path; do
+  # What was not there before goes first: a drop-in that should not be read is worse than one that is missing.
+  [ -e "$path" ] && find "$path" \\( -type f -o -type l \\) -print
+done <"$directory/paths" | while IFS= read -r file; do
+  [ -e "$directory/before/$file" ] || [ -L "$directory/before/$file" ] || rm -f "$file"
+done
+cd "$directory/before"
+find . -mindepth 1 -type d | while IFS= read -r each; do
+  [ -d "/$each" ] || {{ mkdir "/$each"; chown --reference="$each" "/$each"; chmod --reference="$each" "/$each"; }}
+done
+while IFS= read -r path; do
+  [ -e "$path" ] && find "$path" -type d -print
+done <"$directory/paths" | while IFS= read -r each; do
+  chown --reference="$each" "/$each"; chmod --reference="$each" "/$each"
+done
+find . \\( -type f -o -type l \\) | while IFS= read -r file; do
+  temp="/${{file%/*}}/.mediahost-before-${{file##*/}}~"
+  cp -a "$file" "$temp" && mv -fT "$temp" "/$file"
+done
+sync -f /etc
+if [ "${{1:-}}" != boot ]; then
+  (
+{reload}
+  ) >&2
+fi
+cd /
+rm -f "$directory/armed" {wanted}
+date '+%F %T %Z' >"$directory/done"
+rm -rf "$directory/before"
+sync -f "$directory"
+logger -t mediahost 'unproven change of SSH, sudo or firewall put back' 2>/dev/null || true
+if [ "${{1:-}}" != boot ]; then systemctl stop mediahost-rollback.timer 2>/dev/null || true; fi
+exit 0
+"""
+
+_DISARM = """set -eu
+exec 9>{directory}.lock; flock -w 60 9
+[ -e {directory}/armed ] || {{ echo 'the host has put its settings back already' >&2; exit 1; }}
+rm -f {directory}/armed
+systemctl stop {unit}.timer 2>/dev/null || true
+rm -rf {directory} {wanted_path} {unit_path}
+"""
