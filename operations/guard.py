@@ -24,13 +24,11 @@ from pyinfra.connectors.ssh import SSHConnector
 from facts.snapshot import LOCK_FILE, ROLLBACK_DIRECTORY, Snapshot
 from operations import lock, report
 
-SECONDS = 300
-"""How long a change may stay unproven. Long enough for ufw on a slow machine, short enough to wait for."""
-
 # A socket that is restarted is away for a moment; a wrong setting stays wrong.
 _PROOF_SECONDS = 20
 
 _ARMED = "mediahost_guard"
+_SECONDS = "mediahost_guard_seconds"
 _UNIT = "mediahost-rollback"
 # Not the timer's own name: systemd-run takes no name that a unit file has.
 _AT_BOOT = "mediahost-rollback-at-boot.service"
@@ -75,13 +73,19 @@ class Guard:
     port: int | None = None
 
 
+def allow(seconds: int) -> None:
+    """How long a change of the present host may stay unproven."""
+    host.connector_data[_SECONDS] = seconds
+
+
 def arm(guard: Guard) -> Iterator[StringCommand]:
     """Keep a copy of what is at risk and start the timer, in one exec."""
+    seconds: int = host.connector_data[_SECONDS]
     paths = "\n".join(path.lstrip("/") for path in guard.paths)
     restore = _RESTORE.format(directory=ROLLBACK_DIRECTORY, busy=_BUSY_FILE, wanted=_WANTED_PATH, reload=guard.reload)
     script = _ARM.format(
         directory=ROLLBACK_DIRECTORY,
-        seconds=SECONDS,
+        seconds=seconds,
         unit=_UNIT,
         unit_path=_UNIT_PATH,
         wanted_path=_WANTED_PATH,
@@ -89,7 +93,7 @@ def arm(guard: Guard) -> Iterator[StringCommand]:
         restore=shlex.quote(restore),
         boot_unit=shlex.quote(_BOOT_UNIT),
     )
-    host.connector_data[_ARMED] = time.time() + SECONDS
+    host.connector_data[_ARMED] = time.time() + seconds
     yield StringCommand("sh", "-c", shlex.quote(lock.alone(script)))
 
 
@@ -97,6 +101,7 @@ def prove(guard: Guard) -> Iterator[FunctionCommand]:
     """Log in afresh and become root, as the next run will have to."""
 
     def log_in() -> None:
+        report.event("proving", host=host.name)
         told = fresh_login(host, guard.port)
         if told:
             report.refusal(f"no fresh login after the change: {told}")

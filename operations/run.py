@@ -57,6 +57,7 @@ def begin() -> Wanted:
         state.add_callback_handler(guard.PutBackOnError())
     plan = plans[host.name]
     convergence.watch(request(plan))
+    guard.allow(plan.settings.rollback_after)
     return plan
 
 
