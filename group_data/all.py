@@ -44,7 +44,9 @@ unattended_blacklist = ['docker-ce',
  'linux-modules-nvidia',
  'plexmediaserver']
 
-# Administrators: name to public keys (key lines or paths of .pub files on this machine).
+# Administrators: name to public keys (key lines or paths of .pub files on this machine), or to {keys, groups,
+# expires, sudo}: further groups, the day such as 2027-01-31 on which the account closes, and sudo False for
+# somebody who only logs in. Who is taken out loses keys, sudo and login; files stay.
 admins = {}
 
 # Administrators use sudo without a password (their accounts have none to type).
@@ -74,6 +76,9 @@ sshd_max_auth_tries = 4
 # Seconds to log in.
 sshd_login_grace_time = 30
 
+# Seconds after which the host undoes a change of SSH, sudo or firewall that no fresh login proved.
+rollback_after = 300
+
 # Manage UFW. False leaves the host's firewall as it is.
 firewall = True
 
@@ -89,6 +94,33 @@ firewall_extra = []
 
 # Also delete rules that are not ours.
 firewall_prune_foreign = False
+
+# What the host itself may reach. `deny` leaves DNS, time, DHCP, ping, HTTP and HTTPS, and what
+# firewall_outbound_allow names; containers in networks of their own are not subject to it.
+firewall_outbound = 'allow'
+
+# What the host may reach beside that: {port, protocol, destination, comment}. Port is a number or a range,
+# protocol tcp (default), udp or any, destination an address block or any (default).
+firewall_outbound_allow = []
+
+# Ban addresses whose logins fail too often. False stops it; its package stays.
+fail2ban = True
+
+# Seconds a first ban lasts; each further one lasts twice as long as the one before.
+fail2ban_ban_time = 3600
+
+# Seconds no ban exceeds; so long an address is remembered, too.
+fail2ban_longest_ban = 3024000
+
+# Seconds within which failures are counted together.
+fail2ban_find_time = 600
+
+# Failures within that time that lead to a ban; of a proxy's refused requests four times as many.
+fail2ban_max_retry = 5
+
+# Addresses and blocks that are never banned, beside firewall_lan, the containers and the addresses that runs
+# come from.
+fail2ban_ignore = []
 
 # Docker's own packages, or the distribution's.
 docker_source = 'docker'

@@ -13,8 +13,9 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -22,12 +23,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
     with_config,
 )
 from typing_extensions import TypedDict
+
+_Extra = TypeVar("_Extra", "FirewallExtra", "OutboundExtra")
 
 # Keys that belong to pyinfra's connectors and global arguments, not to us.
 _FOREIGN_PREFIXES = ("ssh_", "_", "docker_container_", "local_", "vagrant_", "fake_")
@@ -56,6 +61,12 @@ def _network(value: str) -> str:
         return str(ipaddress.ip_network(value, strict=True))
     except ValueError as error:
         raise ValueError(f"{error}; write an address block such as 192.168.1.0/24 or fd00::/8") from None
+
+
+def _not_everybody(value: str) -> str:
+    if ipaddress.ip_network(value).prefixlen == 0:
+        raise ValueError("this is everybody, so that nobody would be banned; to have no bans write fail2ban = False")
+    return value
 
 
 def _home_network(value: list[str]) -> list[str]:
@@ -94,7 +105,7 @@ def _line(value: str) -> str:
     return value
 
 
-def _one_protocol(value: FirewallExtra) -> FirewallExtra:
+def _one_protocol(value: _Extra) -> _Extra:
     if ":" in str(value["port"]) and value.get("protocol") == "any":
         raise ValueError("a range of ports needs a protocol: UFW takes tcp or udp there, so write one rule for each")
     return value
@@ -235,9 +246,30 @@ def _whole_key(line: str) -> str:
     return line.strip()
 
 
+def _group_names(value: list[str]) -> list[str]:
+    for name in value:
+        if name in ("root", "shadow", "disk"):
+            raise ValueError(f"whoever is in {name} is root in all but name; use sudo for that")
+    return value
+
+
+def _day(value: object) -> date | None:
+    if value is None or type(value) is date:
+        return value
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError("write a day such as 2027-01-31") from None
+
+
+def _form_of_admin(value: object) -> str:
+    return "<keys>" if isinstance(value, list) else "<account>"
+
+
 Network = Annotated[str, AfterValidator(_network)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute_path)]
 UserName = Annotated[str, AfterValidator(_user_name)]
+PublicKeys = Annotated[list[str], AfterValidator(_public_keys)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Uid = Annotated[int, Field(ge=1000, le=60000)]
 Size = Annotated[str, AfterValidator(_size)]
@@ -261,6 +293,27 @@ class AddressPool(TypedDict):
 
     base: Network
     size: int
+
+
+@with_config(ConfigDict(extra="forbid"))
+class OutboundExtra(TypedDict):
+    """What this host may reach beside the usual: tcp to anywhere unless it says else."""
+
+    port: Annotated[int | str, BeforeValidator(_port_or_range)]
+    protocol: NotRequired[Literal["tcp", "udp", "any"]]
+    destination: NotRequired[Annotated[str, AfterValidator(_source)]]
+    comment: NotRequired[Annotated[str, AfterValidator(_comment)]]
+
+
+class Administrator(BaseModel):
+    """Somebody who administers the host. `expires` is the first day on which the account is closed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys: PublicKeys = []
+    groups: Annotated[list[UserName], AfterValidator(_group_names)] = []
+    expires: Annotated[date | None, BeforeValidator(_day)] = None
+    sudo: bool = True
 
 
 class Settings(BaseModel):
@@ -303,9 +356,17 @@ class Settings(BaseModel):
     )
 
     # users
-    admins: dict[UserName, Annotated[list[str], AfterValidator(_public_keys)]] = Field(
+    admins: dict[
+        UserName,
+        Annotated[
+            Annotated[PublicKeys, Tag("<keys>")] | Annotated[Administrator, Tag("<account>")],
+            Discriminator(_form_of_admin),
+        ],
+    ] = Field(
         {},
-        description="Administrators: name to public keys (key lines or paths of .pub files on this machine).",
+        description="Administrators: name to public keys (key lines or paths of .pub files on this machine), or to "
+        "{keys, groups, expires, sudo}: further groups, the day such as 2027-01-31 on which the account closes, and "
+        "sudo False for somebody who only logs in. Who is taken out loses keys, sudo and login; files stay.",
     )
     admin_sudo_nopasswd: bool = Field(
         True, description="Administrators use sudo without a password (their accounts have none to type)."
@@ -323,6 +384,11 @@ class Settings(BaseModel):
     sshd_max_auth_tries: Annotated[int, Field(ge=2, le=10)] = Field(4, description="Tries in one connection.")
     sshd_login_grace_time: Annotated[int, Field(ge=10, le=600)] = Field(30, description="Seconds to log in.")
 
+    rollback_after: Annotated[int, Field(ge=60, le=3600)] = Field(
+        300,
+        description="Seconds after which the host undoes a change of SSH, sudo or firewall that no fresh login proved.",
+    )
+
     # firewall
     firewall: bool = Field(True, description="Manage UFW. False leaves the host's firewall as it is.")
     firewall_lan: Annotated[list[Network], AfterValidator(_home_network)] = Field(
@@ -336,6 +402,39 @@ class Settings(BaseModel):
         "protocol tcp (default), udp or any, source an address block or any (default).",
     )
     firewall_prune_foreign: bool = Field(False, description="Also delete rules that are not ours.")
+    firewall_outbound: Literal["allow", "deny"] = Field(
+        "allow",
+        description="What the host itself may reach. `deny` leaves DNS, time, DHCP, ping, HTTP and HTTPS, and what "
+        "firewall_outbound_allow names; containers in networks of their own are not subject to it.",
+    )
+    firewall_outbound_allow: list[Annotated[OutboundExtra, AfterValidator(_one_protocol)]] = Field(
+        [],
+        description="What the host may reach beside that: {port, protocol, destination, comment}. Port is a number "
+        "or a range, protocol tcp (default), udp or any, destination an address block or any (default).",
+    )
+
+    # fail2ban
+    fail2ban: bool = Field(
+        True, description="Ban addresses whose logins fail too often. False stops it; its package stays."
+    )
+    fail2ban_ban_time: Annotated[int, Field(ge=60)] = Field(
+        3600, description="Seconds a first ban lasts; each further one lasts twice as long as the one before."
+    )
+    fail2ban_longest_ban: Annotated[int, Field(ge=60, le=31536000)] = Field(
+        35 * 86400, description="Seconds no ban exceeds; so long an address is remembered, too."
+    )
+    fail2ban_find_time: Annotated[int, Field(ge=10, le=86400)] = Field(
+        600, description="Seconds within which failures are counted together."
+    )
+    fail2ban_max_retry: Annotated[int, Field(ge=2, le=100)] = Field(
+        5,
+        description="Failures within that time that lead to a ban; of a proxy's refused requests four times as many.",
+    )
+    fail2ban_ignore: list[Annotated[Network, AfterValidator(_not_everybody)]] = Field(
+        [],
+        description="Addresses and blocks that are never banned, beside firewall_lan, the containers and the "
+        "addresses that runs come from.",
+    )
 
     # docker
     docker_source: Literal["docker", "distro"] = Field(
@@ -422,6 +521,14 @@ class Settings(BaseModel):
         return self
 
     @property
+    def administrators(self) -> dict[str, Administrator]:
+        """`admins` in its long form, by name."""
+        return {
+            name: Administrator.model_construct(keys=value) if isinstance(value, list) else value
+            for name, value in sorted(self.admins.items())
+        }
+
+    @property
     def media_root(self) -> str:
         """Directory of the libraries on the host."""
         return f"{self.data_root}/media"
@@ -441,6 +548,14 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     for name in ("root", settings.media_user):
         if name in settings.admins:
             yield "admins", f"{name} cannot be an administrator's account; choose another name"
+    if settings.docker_daemon_extra.get("firewall-backend", "iptables") != "iptables":
+        yield (
+            "docker_daemon_extra",
+            "firewall-backend must stay iptables: Docker's nftables backend has no DOCKER-USER chain, so published "
+            "ports could not be filtered, and UFW's forward policy would drop them. Delete that key",
+        )
+    if settings.fail2ban_longest_ban < settings.fail2ban_ban_time:
+        yield "fail2ban_longest_ban", "is shorter than fail2ban_ban_time; raise it"
     if settings.docker_nofile_hard < settings.docker_nofile_soft:
         yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
     if settings.layout == "split" and _below(settings.downloads_root, settings.media_root):
@@ -519,11 +634,17 @@ def _told(host: str, error: Any) -> list[ConfigProblem]:
     if not error["loc"]:
         parts = (line.partition(": ") for line in message.splitlines())
         return [ConfigProblem(host, key, "", mend) for key, _, mend in parts]
-    key = ".".join(str(part) for part in error["loc"])
+    # A part in angle brackets is the form in which a value was read, not something the user wrote.
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
     value = "" if error["type"] == "missing" else _value(error["input"])
     message = {"missing": "is missing", "extra_forbidden": "no such key"}.get(error["type"], message)
     if error["type"] in ("missing", "extra_forbidden"):
-        shape = {"firewall_extra": "port, protocol, source, comment", "docker_address_pools": "base, size"}
+        shape = {
+            "admins": "keys, groups, expires, sudo",
+            "firewall_extra": "port, protocol, source, comment",
+            "firewall_outbound_allow": "port, protocol, destination, comment",
+            "docker_address_pools": "base, size",
+        }
         message += f"; write {{{shape.get(str(error['loc'][0]), '...')}}}"
     return [ConfigProblem(host, key, value, message)]
 
