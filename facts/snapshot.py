@@ -39,6 +39,7 @@ class Request:
     key_users: frozenset[str] = frozenset()
     """Those of `users` whose keys are looked at too, in whatever home passwd says."""
     sysctls: frozenset[str] = frozenset()
+    nft_tables: frozenset[str] = frozenset()
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -147,6 +148,7 @@ class Snapshot:
     ufw_tuples: tuple[str, ...] = ()
     iptables: tuple[str, ...] = ()
     ip6tables: tuple[str, ...] = ()
+    nft_chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     legacy_rules: int = 0
     """Rules made with iptables-legacy, which iptables-nft does not show."""
     engine_version: str = ""
@@ -158,6 +160,7 @@ class Snapshot:
     rolled_back: str = ""
     free_mib: dict[str, int] = field(default_factory=dict)
     ssh_port: int = 22
+    ssh_client: str = ""
     ssh_user: str = ""
     """Whom this connection logged in as, before sudo."""
 
@@ -298,6 +301,13 @@ if [ -r /proc/net/ip_tables_names ] && read -r table </proc/net/ip_tables_names 
 fi
 end legacy
 
+section nft
+# -t: without the elements of sets, which are thousands on a host under attack; -s: without counters
+if [ -n "$NFT_TABLES" ] && have nft; then
+  for table in $NFT_TABLES; do nft -st list table inet "$table" 2>/dev/null; done
+fi
+end nft
+
 section engine
 socket=/run/docker.sock
 if [ -S "$socket" ] && have curl; then
@@ -377,6 +387,7 @@ _SECTIONS = [
     "iptables",
     "ip6tables",
     "legacy",
+    "nft",
     "engine",
     "pending",
     "manifest",
@@ -403,6 +414,7 @@ def script(request: Request) -> str:
         f"GROUPS_={words(request.groups)}",
         f"KEY_USERS={words(request.key_users)}",
         f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
+        f"NFT_TABLES={words(request.nft_tables)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
     ]
     return "\n".join(head) + _SCRIPT
@@ -458,7 +470,9 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         rollback_armed=_rollback(sections["rollback"]).get("armed", ""),
         rolled_back=_rollback(sections["rollback"]).get("done", ""),
         free_mib=_disk(sections["disk"]),
+        nft_chains=_nft_chains(sections["nft"]),
         ssh_port=_ssh_port(sections["connection"]),
+        ssh_client=_ssh_client(sections["connection"]),
         ssh_user=(sections["connection"][1:] or [""])[0],
     )
 
@@ -628,6 +642,29 @@ def _rollback(lines: Sequence[str]) -> dict[str, str]:
 
 def _disk(lines: Sequence[str]) -> dict[str, int]:
     return {parts[5]: int(parts[3]) for parts in (line.split() for line in lines) if len(parts) >= 6}
+
+
+def _nft_chains(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """TABLE CHAIN to the chain's rules, as nft prints them."""
+    chains: dict[str, tuple[str, ...]] = {}
+    table = chain = ""
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = words[2]
+        elif words[:1] == ["chain"]:
+            chain = f"{table} {words[1]}"
+            chains[chain] = ()
+        elif words == ["}"]:
+            chain = ""
+        elif chain and words:
+            chains[chain] = (*chains[chain], " ".join(words))
+    return chains
+
+
+def _ssh_client(lines: Sequence[str]) -> str:
+    parts = (lines or [""])[0].split()
+    return parts[0] if len(parts) == 4 else ""
 
 
 def _ssh_port(lines: Sequence[str]) -> int:

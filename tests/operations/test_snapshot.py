@@ -279,6 +279,21 @@ user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=6d65
 #begin legacy
 2
 #end legacy
+#begin nft
+table inet bans {
+\tset sshd-inet4 {
+\t\ttype ipv4_addr
+\t}
+
+\tchain sshd {
+\t\ttype filter hook prerouting priority -150; policy accept;
+\t\tip saddr @sshd-inet4 counter drop
+\t}
+
+\tchain empty {
+\t}
+}
+#end nft
 #begin engine
 {"Version":"29.7.0","ApiVersion":"1.54"}
 
@@ -354,6 +369,13 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         ufw_tuples=("user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=6d65",),
         iptables=("-P INPUT DROP",),
         ip6tables=("-P INPUT ACCEPT",),
+        nft_chains={
+            "bans sshd": (
+                "type filter hook prerouting priority -150; policy accept;",
+                "ip saddr @sshd-inet4 counter drop",
+            ),
+            "bans empty": (),
+        },
         engine_version="29.7.0",
         containers=(
             ContainerState(
@@ -369,6 +391,7 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         free_mib={"/": 60, "/data": 7},
         legacy_rules=2,
         ssh_port=2222,
+        ssh_client="192.168.1.5",
         ssh_user="me",
     )
 
