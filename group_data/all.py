@@ -67,14 +67,43 @@ media_gid = 13000
 # Port of the SSH server.
 sshd_port = 22
 
-# Whether root may log in with a key.
-sshd_permit_root_login = 'prohibit-password'
+# Port at which this machine reaches sshd_port where a router maps it; None means the same one.
+sshd_port_outside = None
+
+# Whether root may log in with a key. `auto`: no, unless this run itself logs in as root.
+sshd_permit_root_login = 'auto'
+
+# Who may log in beside the administrators and the user this run logs in as. Without `admins` everybody with a
+# key may.
+sshd_allow_users = []
+
+# Algorithms. `default`: post-quantum first, curve25519 for older clients (pyinfra is one). `strict`: the list
+# of ssh-audit's policy for the release; refused where this machine could not connect.
+sshd_crypto_policy = 'default'
 
 # Tries in one connection.
 sshd_max_auth_tries = 4
 
 # Seconds to log in.
 sshd_login_grace_time = 30
+
+# Sessions in one connection; pyinfra needs 10.
+sshd_max_sessions = 10
+
+# Connections that have not logged in yet: start:rate:full (sshd_config(5)).
+sshd_max_startups = '10:30:60'
+
+# Seconds of silence after which a client is asked whether it is there; 0 never asks.
+sshd_client_alive_interval = 300
+
+# Unanswered questions after which a client is gone.
+sshd_client_alive_count_max = 2
+
+# Tunnels: `local` lets administrators reach pages bound to the host's own address (ssh -L).
+sshd_allow_tcp_forwarding = 'local'
+
+# Text shown before the login; None shows none.
+sshd_banner = None
 
 # Seconds after which the host undoes a change of SSH, sudo or firewall that no fresh login proved.
 rollback_after = 300

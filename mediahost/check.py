@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import date
 from typing import Any
 
 from mediahost.catalog import Service
@@ -53,8 +54,27 @@ def _shared_folders(hosts: Iterable[str]) -> list[ConfigProblem]:
 
 
 def lockout_problems(host: str, data: Mapping[str, Any], settings: Settings) -> list[ConfigProblem]:
-    """A login by password while passwords are about to be switched off, and nobody with a key."""
-    if data.get("ssh_password") and not data.get("ssh_key") and not any(settings.admins.values()):
+    """Settings with which nobody could log in again.
+
+    A login by password while passwords are about to be switched off and nobody has a key; and a run that would take
+    login or sudo from the account it comes in as.
+    """
+    if (
+        data.get("ssh_password")
+        and not data.get("ssh_key")
+        and not any(a.keys for a in settings.administrators.values())
+    ):
         mend = "passwords are switched off and no admin has a key: nobody could log in again. Fill `admins` first"
         return [ConfigProblem(host, "admins", "", mend)]
-    return []
+    name = str(data.get("ssh_user", ""))
+    account = settings.administrators.get(name)
+    if account is None:
+        return []
+    problems = []
+    if not account.sudo:
+        mend = "the run logs in as this user and needs sudo; let another administrator run it, or leave sudo on"
+        problems.append(ConfigProblem(host, f"admins.{name}.sudo", "False", mend))
+    if account.expires is not None and account.expires <= date.today():
+        mend = "the run logs in as this user, whose account would be closed; choose a later day"
+        problems.append(ConfigProblem(host, f"admins.{name}.expires", str(account.expires), mend))
+    return problems

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import ipaddress
 import re
@@ -31,6 +29,8 @@ from pydantic import (
     with_config,
 )
 from typing_extensions import TypedDict
+
+from mediahost import public_key
 
 _Extra = TypeVar("_Extra", "FirewallExtra", "OutboundExtra")
 
@@ -228,22 +228,27 @@ def _public_keys(value: list[str]) -> list[str]:
 
 def _whole_key(line: str) -> str:
     """The line without blanks around it. Raises `ValueError` for a damaged key: it would lock its owner out."""
-    kind, encoded = [*line.split(None, 2), "", ""][:2]
     try:
-        rest = base64.b64decode(encoded, validate=True)
-        parts = []
-        while rest:
-            # RFC 4253 section 6.6 and RFC 4251 section 5: strings, each after its length in four bytes
-            length = int.from_bytes(rest[:4])
-            if len(rest) < 4 + length:
-                raise ValueError
-            parts.append(rest[4 : 4 + length])
-            rest = rest[4 + length :]
-    except (binascii.Error, ValueError):
-        parts = []
-    if len(parts) < 2 or parts[0] != kind.encode() or not line.strip().isprintable():
+        public_key.parts(line)
+        whole = line.strip().isprintable()
+    except ValueError:
+        whole = False
+    if not whole:
         raise ValueError(f"{_shortened(line.strip())}: the key is damaged; copy the whole line of the .pub file")
     return line.strip()
+
+
+def _max_startups(value: str) -> str:
+    numbers = [int(part) for part in value.split(":")] if re.fullmatch("[0-9]{1,4}(:[0-9]{1,4}){2}", value) else []
+    if not numbers or not 1 <= numbers[0] <= numbers[2] or not 1 <= numbers[1] <= 100:
+        raise ValueError("write start:rate:full such as 10:30:60: from 10 on, 30 % are refused, from 60 on all")
+    return value
+
+
+def _banner(value: str) -> str:
+    if not value.strip() or not all(char.isprintable() or char in "\n\t" for char in value):
+        raise ValueError("write text, of one or more lines, or None for no banner")
+    return value
 
 
 def _group_names(value: list[str]) -> list[str]:
@@ -378,15 +383,50 @@ class Settings(BaseModel):
 
     # ssh
     sshd_port: Port = Field(22, description="Port of the SSH server.")
-    sshd_permit_root_login: Literal["no", "prohibit-password"] = Field(
-        "prohibit-password", description="Whether root may log in with a key."
+    sshd_port_outside: Port | None = Field(
+        None,
+        description="Port at which this machine reaches sshd_port where a router maps it; None means the same one.",
+    )
+    sshd_permit_root_login: Literal["auto", "no", "prohibit-password"] = Field(
+        "auto",
+        description="Whether root may log in with a key. `auto`: no, unless this run itself logs in as root.",
+    )
+    sshd_allow_users: list[UserName] = Field(
+        [],
+        description="Who may log in beside the administrators and the user this run logs in as. "
+        "Without `admins` everybody with a key may.",
+    )
+    sshd_crypto_policy: Literal["default", "strict"] = Field(
+        "default",
+        description="Algorithms. `default`: post-quantum first, curve25519 for older clients (pyinfra is one). "
+        "`strict`: the list of ssh-audit's policy for the release; refused where this machine could not connect.",
     )
     sshd_max_auth_tries: Annotated[int, Field(ge=2, le=10)] = Field(4, description="Tries in one connection.")
     sshd_login_grace_time: Annotated[int, Field(ge=10, le=600)] = Field(30, description="Seconds to log in.")
+    sshd_max_sessions: Annotated[int, Field(ge=10, le=100)] = Field(
+        10, description="Sessions in one connection; pyinfra needs 10."
+    )
+    sshd_max_startups: Annotated[str, AfterValidator(_max_startups)] = Field(
+        "10:30:60", description="Connections that have not logged in yet: start:rate:full (sshd_config(5))."
+    )
+    sshd_client_alive_interval: Annotated[int, Field(ge=0, le=3600)] = Field(
+        300, description="Seconds of silence after which a client is asked whether it is there; 0 never asks."
+    )
+    sshd_client_alive_count_max: Annotated[int, Field(ge=1, le=10)] = Field(
+        2, description="Unanswered questions after which a client is gone."
+    )
+    sshd_allow_tcp_forwarding: Literal["no", "local"] = Field(
+        "local",
+        description="Tunnels: `local` lets administrators reach pages bound to the host's own address (ssh -L).",
+    )
+    sshd_banner: Annotated[str, AfterValidator(_banner)] | None = Field(
+        None, description="Text shown before the login; None shows none."
+    )
 
     rollback_after: Annotated[int, Field(ge=60, le=3600)] = Field(
         300,
-        description="Seconds after which the host undoes a change of SSH, sudo or firewall that no fresh login proved.",
+        description="Seconds after which the host undoes a change of SSH, sudo or firewall that no fresh login "
+        "proved.",
     )
 
     # firewall
@@ -556,6 +596,9 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
         )
     if settings.fail2ban_longest_ban < settings.fail2ban_ban_time:
         yield "fail2ban_longest_ban", "is shorter than fail2ban_ban_time; raise it"
+    yield from _unusable_keys(settings)
+    if settings.sshd_allow_users and not settings.admins:
+        yield "sshd_allow_users", "does nothing without `admins`: fill that, or delete this line"
     if settings.docker_nofile_hard < settings.docker_nofile_soft:
         yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
     if settings.layout == "split" and _below(settings.downloads_root, settings.media_root):
@@ -572,6 +615,17 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     prefix = settings.registry_prefix
     if prefix and not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]+)?", prefix):
         yield "registry_prefix", "write host[:port][/path] without https://"
+
+
+def _unusable_keys(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Keys that the SSH server will not take: their owner would be locked out."""
+    for name, admin in settings.administrators.items():
+        for key in admin.keys:
+            bits = public_key.rsa_bits(key)
+            if bits is not None and bits < 3072:  # RequiredRSASize
+                yield "admins", f"{name}'s RSA key has {bits} bits, SSH takes 3072 and more; ssh-keygen -t ed25519"
+            if "ecdsa" in key.split()[0] and settings.sshd_crypto_policy == "strict":
+                yield "admins", f"{name}'s ECDSA key is not taken with sshd_crypto_policy strict; use an ed25519 one"
 
 
 def _below(path: str, parent: str) -> bool:

@@ -58,7 +58,10 @@ class Group:
 
 @dataclass(frozen=True)
 class User:
-    """A local user and its supplementary `groups`. `home` None means a system account without a home."""
+    """A local user and its supplementary `groups`. `home` None means a system account without a home.
+
+    `expires` is the day the account closes, in days since 1970 as shadow(5) counts them; None for never.
+    """
 
     name: str
     uid: int | None = None
@@ -67,6 +70,7 @@ class User:
     shell: str = "/bin/bash"
     home: str | None = None
     authorized_keys: tuple[str, ...] = ()
+    expires: int | None = None
 
 
 @dataclass(frozen=True)

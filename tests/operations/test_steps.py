@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from facts.snapshot import ContainerState, Os, PackageState, PathState, Snapshot, UnitState, UserState
+from facts.snapshot import ContainerState, Os, PackageState, PathState, Snapshot, UnitState
 from mediahost.config import Settings, read
 from mediahost.render import base as base_artefacts
 from mediahost.render import docker as docker_artefacts
 from mediahost.render import firewall as firewall_artefacts
 from mediahost.render import ssh as ssh_artefacts
 from mediahost.render import users as users_artefacts
-from mediahost.resources import Container, Directory, File, FirewallRule, Group, User
+from mediahost.resources import Container, Directory, File, FirewallRule
 from mediahost.stack import ExposedPort
 from operations import apt, base, compose, docker, lock, manifest, ssh, storage, ufw, units, users
 from operations.convergence import Step
@@ -211,84 +211,6 @@ def test_a_setting_that_another_file_overrules_is_refused_with_the_way_to_find_i
 def test_a_second_port_beside_the_wanted_one_is_not_refused() -> None:
     seen = ssh_snapshot(Settings())
     assert ssh.steps(Settings(), replace(seen, sshd={**seen.sshd, "port": ("2222", "22")})) == []
-
-
-# --- users
-
-ME = User("me", groups=("sudo", "media"), home="/home/me", authorized_keys=(KEY,))
-MEDIA = User("media", uid=13000, group="media", shell="/usr/sbin/nologin")
-
-
-def account(**changes: Any) -> UserState:
-    return replace(UserState(1000, 1000, "/home/me", "/bin/bash", frozenset({"me", "sudo", "media"})), **changes)
-
-
-def test_complete_accounts_are_no_step() -> None:
-    seen = Snapshot(
-        users={"me": account(), "media": UserState(13000, 13000, "/", "/usr/sbin/nologin", frozenset({"media"}))},
-        groups={"media": 13000},
-    )
-    assert users.group_steps((Group("media", 13000),), seen) == []
-    assert users.user_steps((MEDIA, ME), seen) == []
-
-
-def test_a_missing_group_is_made_with_its_id() -> None:
-    (step,) = users.group_steps((Group("media", 13000),), Snapshot())
-    assert (step.change, step.command) == ("group media: missing", "groupadd -g 13000 media")
-
-
-def test_a_group_or_user_under_another_id_is_refused_for_files_would_change_hands() -> None:
-    steps = users.group_steps((Group("media", 13000),), Snapshot(groups={"media": 1001}))
-    assert told(steps) == ["group media: has id 1001, wanted 13000"]
-    assert "set media_gid = 1001 to use it" in refusal(steps)
-    steps = users.user_steps((MEDIA,), Snapshot(users={"media": account(uid=1001)}))
-    assert told(steps) == ["user media: has id 1001, wanted 13000"]
-    assert "set media_uid" in refusal(steps)
-
-
-def test_a_missing_administrator_is_made_able_to_log_in_with_a_key_only() -> None:
-    (step,) = users.user_steps((ME,), Snapshot())
-    assert step.change == "user me: missing"
-    assert step.command.splitlines() == [
-        "useradd --shell /bin/bash --user-group --groups sudo,media --create-home --home-dir /home/me me",
-        "usermod -p '*' me",
-    ]
-
-
-def test_a_missing_membership_and_a_login_shell_of_a_system_account_are_mended() -> None:
-    steps = users.user_steps((ME,), Snapshot(users={"me": account(groups=frozenset({"me"}))}))
-    assert told(steps) == ["user me: not in group sudo", "user me: not in group media"]
-    steps = users.user_steps((MEDIA,), Snapshot(users={"media": account(uid=13000)}))
-    assert told(steps) == ["user media: shell is /bin/bash"]
-
-
-def test_a_person_keeps_the_shell_they_chose() -> None:
-    assert users.user_steps((ME,), Snapshot(users={"me": account(shell="/usr/bin/fish")})) == []
-
-
-def test_keys_are_complete_after_the_first_time_and_others_keys_are_kept_and_told() -> None:
-    path = users.keys_path(ME)
-    first = users.keys_file(ME, "ssh-ed25519 AAAA foreign\n# BEGIN mediahost\nold key\n# END mediahost\n")
-    text = first.content.decode()
-    assert text.splitlines() == ["ssh-ed25519 AAAA foreign", "# BEGIN mediahost", KEY, "# END mediahost"]
-    assert (first.owner, first.mode) == ("me", "0600")
-    seen = Snapshot(users={"me": account()}, contents={path: text}, paths=as_present(first))
-    assert users.keys_steps((ME,), seen) == []
-    assert users.foreign_keys((ME,), seen) == [f"{path}: 1 line(s) that are not ours are kept"]
-    assert users.foreign_keys((ME,), replace(seen, contents={path: users.keys_file(ME, None).content.decode()})) == []
-
-
-def test_a_key_that_was_taken_out_of_the_settings_leaves_the_file() -> None:
-    before = users.keys_file(ME, None).content.decode()
-    assert KEY in before
-    assert KEY not in users.keys_file(replace(ME, authorized_keys=()), before).content.decode()
-
-
-def test_missing_keys_are_written_into_a_private_directory() -> None:
-    (step,) = users.keys_steps((ME,), Snapshot(users={"me": account()}))
-    assert step.change == "/home/me/.ssh/authorized_keys: missing"
-    assert step.command.startswith("install -d -m 0700 -o me -g me /home/me/.ssh\n")
-    sound([step])
 
 
 # --- storage
@@ -778,5 +700,6 @@ def test_what_a_stage_watches_covers_every_file_it_writes() -> None:
     watched = base.request(wanted) | users.request(wanted) | ssh.request(wanted) | docker.request(wanted)
     files = [*base_artefacts.apt_files(wanted), base_artefacts.sysctl_file(wanted), ssh_artefacts.drop_in(wanted)]
     paths = {file.path for file in files} | {base_artefacts.TIMESYNCD_PATH, users_artefacts.SUDOERS_PATH}
-    paths |= {docker_artefacts.DAEMON_PATH, docker_artefacts.PIN_PATH, "/home/me/.ssh/authorized_keys"}
+    paths |= {docker_artefacts.DAEMON_PATH, docker_artefacts.PIN_PATH}
     assert paths <= watched.paths
+    assert "me" in watched.key_users
