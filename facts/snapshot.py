@@ -40,6 +40,10 @@ class Request:
     """Those of `users` whose keys are looked at too, in whatever home passwd says."""
     sysctls: frozenset[str] = frozenset()
     nft_tables: frozenset[str] = frozenset()
+    moduli: frozenset[str] = frozenset()
+    """Files of moduli(5) in which groups of less than 3072 bits are counted."""
+    ssh_probes: frozenset[str] = frozenset()
+    """Logins to ask sshd about where it has Match blocks, as `sshd -T -C` takes them."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -142,6 +146,13 @@ class Snapshot:
     """Administrators of earlier runs, each with the groups it was given."""
     sysctls: dict[str, str] = field(default_factory=dict)
     sshd: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sshd_probes: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """What `sshd -T -C` says by probe; empty where no file has a Match block."""
+    sshd_match_files: dict[str, str] = field(default_factory=dict)
+    """Content of each file with a Match block."""
+    ssh_algorithms: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Names by the kind that `ssh -Q` takes."""
+    short_groups: int = 0
     timezone: str = ""
     ufw_enabled: bool = False
     ufw_defaults: dict[str, str] = field(default_factory=dict)
@@ -277,6 +288,33 @@ if have sshd; then
 fi
 end sshd
 
+section match
+if have sshd; then
+  matching=$(grep -slEi '^[[:space:]]*match[[:space:]]' /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf)
+  for file in $matching; do
+    printf '#file %s\n' "$file"
+    while IFS= read -r line || [ -n "$line" ]; do printf '|%s\n' "$line"; done <"$file"
+  done
+  [ -z "$matching" ] || for probe in $PROBES; do
+    printf '#probe %s\n' "$probe"
+    sshd -T -C "$probe" 2>&1
+  done
+fi
+end match
+
+section algorithms
+if have sshd && have ssh; then
+  for kind in kex cipher mac HostKeyAlgorithms; do
+    printf '#kind %s\n' "$kind"
+    ssh -Q "$kind"
+  done
+fi
+end algorithms
+
+section moduli
+[ -z "$MODULI" ] || grep -sEc '^[0-9]+ [0-9]+ [0-9]+ [0-9]+ ([0-9]{1,3}|[12][0-9]{3}|30([0-6][0-9]|70)) ' $MODULI
+end moduli
+
 section ufw
 if [ -f /etc/ufw/ufw.conf ]; then
   show /etc/ufw/ufw.conf
@@ -383,6 +421,9 @@ _SECTIONS = [
     "groups",
     "sysctls",
     "sshd",
+    "match",
+    "algorithms",
+    "moduli",
     "ufw",
     "iptables",
     "ip6tables",
@@ -415,6 +456,8 @@ def script(request: Request) -> str:
         f"KEY_USERS={words(request.key_users)}",
         f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
         f"NFT_TABLES={words(request.nft_tables)}",
+        f"MODULI={words(request.moduli)}",
+        f"PROBES={words(request.ssh_probes)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
     ]
     return "\n".join(head) + _SCRIPT
@@ -455,6 +498,12 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
             for path, _, value in (line.partition(":") for line in sections["sysctls"])
         },
         sshd=_sshd(sections["sshd"]),
+        sshd_probes={probe: _sshd(body) for probe, body in _blocks(sections["match"], "#probe ").items()},
+        sshd_match_files=_contents([line for line in sections["match"] if line.startswith(("#file ", "|"))]),
+        ssh_algorithms={
+            kind: frozenset(names) for kind, names in _blocks(sections["algorithms"], "#kind ").items() if names
+        },
+        short_groups=int((sections["moduli"] or ["0"])[0]),
         timezone=(sections["timezone"] or [""])[0].partition("zoneinfo/")[2],
         ufw_enabled=ufw.get("ENABLED") == "yes",
         ufw_defaults=ufw,
@@ -579,6 +628,18 @@ def _sshd(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
         key, _, value = line.partition(" ")
         effective[key.lower()] = (*effective.get(key.lower(), ()), value)
     return effective
+
+
+def _blocks(lines: Sequence[str], head: str) -> dict[str, list[str]]:
+    """Lines by the heading above them."""
+    blocks: dict[str, list[str]] = {}
+    body: list[str] = []
+    for line in lines:
+        if line.startswith(head):
+            body = blocks[line.removeprefix(head)] = []
+        else:
+            body.append(line)
+    return blocks
 
 
 def _ufw(lines: Sequence[str]) -> dict[str, str]:

@@ -38,6 +38,8 @@ EVERYTHING = Request(
     users=frozenset({"root", "nobody-of-that-name"}),
     groups=frozenset({"root"}),
     sysctls=frozenset({"vm.swappiness", "kernel.no_such_setting"}),
+    moduli=frozenset({"/etc/ssh/moduli"}),
+    ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}),
 )
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="the collector is for Debian and Ubuntu")
@@ -262,6 +264,25 @@ port 22
 port 2222
 passwordauthentication no
 #end sshd
+#begin match
+#file /etc/ssh/sshd_config.d/99-vendor.conf
+|Match User backup
+|  PasswordAuthentication yes
+#probe user=root,host=probe,addr=192.0.2.1
+port 22
+passwordauthentication yes
+#end match
+#begin algorithms
+#kind kex
+mlkem768x25519-sha256
+curve25519-sha256
+#kind cipher
+#kind mac
+umac-128-etm@openssh.com
+#end algorithms
+#begin moduli
+147
+#end moduli
 #begin ufw
 # /etc/ufw/ufw.conf
 ENABLED=yes
@@ -363,6 +384,15 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         admins={"me": frozenset({"sudo", "media"}), "gone": frozenset()},
         sysctls={"vm.swappiness": "10", "net.ipv4.ip_local_port_range": "32768\t60999"},
         sshd={"port": ("22", "2222"), "passwordauthentication": ("no",)},
+        sshd_probes={"user=root,host=probe,addr=192.0.2.1": {"port": ("22",), "passwordauthentication": ("yes",)}},
+        sshd_match_files={
+            "/etc/ssh/sshd_config.d/99-vendor.conf": "Match User backup\n  PasswordAuthentication yes\n"
+        },
+        ssh_algorithms={
+            "kex": frozenset({"mlkem768x25519-sha256", "curve25519-sha256"}),
+            "mac": frozenset({"umac-128-etm@openssh.com"}),
+        },
+        short_groups=147,
         timezone="Europe/Berlin",
         ufw_enabled=True,
         ufw_defaults={"ENABLED": "yes", "LOGLEVEL": "low", "IPV6": "yes", "DEFAULT_INPUT_POLICY": "DROP"},
