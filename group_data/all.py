@@ -44,6 +44,18 @@ unattended_blacklist = ['docker-ce',
  'linux-modules-nvidia',
  'plexmediaserver']
 
+# The hardening controls, see docs/hardening.md. False gives all back.
+hardening = True
+
+# Controls you do not want, by their names in docs/hardening.md.
+hardening_disabled = []
+
+# Record changes of security-relevant files with auditd.
+audit = True
+
+# Compare system files daily with AIDE; making its database takes minutes.
+file_integrity = False
+
 # Administrators: name to public keys (key lines or paths of .pub files on this machine), or to {keys, groups,
 # expires, sudo}: further groups, the day such as 2027-01-31 on which the account closes, and sudo False for
 # somebody who only logs in. Who is taken out loses keys, sudo and login; files stay.
@@ -124,7 +136,7 @@ firewall_extra = []
 # Also delete rules that are not ours.
 firewall_prune_foreign = False
 
-# What the host itself may reach. `deny` leaves DNS, time, DHCP, ping, HTTP and HTTPS, and what
+# What the host itself may reach. `deny` leaves DNS, time, DHCP, HTTP and HTTPS, and what
 # firewall_outbound_allow names; containers in networks of their own are not subject to it.
 firewall_outbound = 'allow'
 

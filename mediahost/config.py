@@ -30,7 +30,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from mediahost import public_key
+from mediahost import controls, public_key
 
 _Extra = TypeVar("_Extra", "FirewallExtra", "OutboundExtra")
 
@@ -125,6 +125,14 @@ def _pool(value: AddressPool) -> AddressPool:
 def _package(value: str) -> str:
     if not _PACKAGE.fullmatch(value):
         raise ValueError("a package name is lower-case letters, digits and + - . and does not end with -")
+    return value
+
+
+def _control(value: str) -> str:
+    if value not in controls.NAMES:
+        near = difflib.get_close_matches(value, controls.NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(controls.NAMES)}"
+        raise ValueError(f"no such control; {hint}")
     return value
 
 
@@ -360,6 +368,16 @@ class Settings(BaseModel):
         "an update of these would stop containers or break a running transcode.",
     )
 
+    # hardening
+    hardening: bool = Field(True, description="The hardening controls, see docs/hardening.md. False gives all back.")
+    hardening_disabled: list[Annotated[str, AfterValidator(_control)]] = Field(
+        [], description="Controls you do not want, by their names in docs/hardening.md."
+    )
+    audit: bool = Field(True, description="Record changes of security-relevant files with auditd.")
+    file_integrity: bool = Field(
+        False, description="Compare system files daily with AIDE; making its database takes minutes."
+    )
+
     # users
     admins: dict[
         UserName,
@@ -444,7 +462,7 @@ class Settings(BaseModel):
     firewall_prune_foreign: bool = Field(False, description="Also delete rules that are not ours.")
     firewall_outbound: Literal["allow", "deny"] = Field(
         "allow",
-        description="What the host itself may reach. `deny` leaves DNS, time, DHCP, ping, HTTP and HTTPS, and what "
+        description="What the host itself may reach. `deny` leaves DNS, time, DHCP, HTTP and HTTPS, and what "
         "firewall_outbound_allow names; containers in networks of their own are not subject to it.",
     )
     firewall_outbound_allow: list[Annotated[OutboundExtra, AfterValidator(_one_protocol)]] = Field(

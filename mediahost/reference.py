@@ -1,4 +1,4 @@
-"""Writes what is derived from the configuration model: group_data/all.py, docs/reference.md and the JSON Schema.
+"""Writes what is derived from the models: group_data/all.py, the reference, the hardening table, the JSON Schema.
 
 `python -m mediahost.reference` writes them, a test proves they are current.
 """
@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mediahost.config import Settings
+from mediahost.controls import BASE_CONTROLS, CONTROLS, WAIVERS
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS: dict[str, Callable[[], str]] = {
     "group_data/all.py": lambda: group_data(),
     "docs/reference.md": lambda: reference(),
+    "docs/hardening.md": lambda: hardening(),
     "docs/settings.schema.json": lambda: json.dumps(Settings.model_json_schema(), indent=2) + "\n",
 }
 
@@ -53,6 +55,56 @@ def reference() -> str:
         default = json.dumps(field.get_default()).replace("|", "\\|")
         lines.append(f"| `{key}` | `{default}` | {(field.description or '').replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
+
+
+_HARDENING_HEAD = """# Hardening: every control, its source and its switch
+
+Generated from `mediahost/controls.py`. The controls are on by default and leave Docker, WireGuard and UFW working.
+
+- `hardening = False` switches all of them off, `hardening_disabled = ["su", "umask"]` single ones by name; `audit`
+  and `file_integrity` are keys of their own. What is switched off is given back: our files are removed, lines in the
+  distribution's files get their former text, and kernel settings, modes, mount options and packages go back to what
+  they were before the first run (noted in `/var/lib/mediahost/former`).
+- A kernel setting that you name in `sysctl_extra` is yours; the controls leave it alone.
+- What could keep an administrator out (sudo, su) is changed under the lock-out guard.
+
+CIS is the CIS Ubuntu Linux 24.04 LTS Benchmark v1.0.0, dev-sec the DevSec Linux Baseline, KSPP the Kernel Self
+Protection Project's recommended settings. A section number without its last digits stands for all below it.
+
+## Controls
+"""
+
+_WAIVERS_HEAD = """
+## Waivers
+
+What a benchmark asks for and this project leaves out, with the reason.
+"""
+
+_HARDENING_TAIL = """
+## To know
+
+- **umask.** Logins get 027. sudo gives root's commands 022 again, because packages' scripts expect it. Ubuntu from
+  25.10 on has sudo-rs, which has no such setting: there, run `umask 022` before you install packages by hand.
+- **Audit.** `ausearch -k mediahost-sudo` shows who changed sudo's files; the keys are `mediahost-` and one of ssh,
+  sudo, identity, firewall, network, kernel, start, audit, docker, mediahost, modules. The log keeps five files of
+  8 MiB. A run checks the rules' file and that auditd runs, not the rules in the kernel: `auditctl -l` shows those.
+  In a container, and with `audit=0`, there is no audit; a run says so.
+- **AIDE.** Its database is made once, at the end of the first run. After changes of your own:
+  `aideinit -y -f && cp /var/lib/aide/aide.db.new /var/lib/aide/aide.db`.
+- **AppArmor** needs a kernel that has it on; Debian's and Ubuntu's have. A run says so where it is off.
+- `kernel.unprivileged_bpf_disabled` goes back to the distribution's value with the next boot.
+"""
+
+
+def hardening() -> str:
+    """`docs/hardening.md`: the controls and the waivers as tables."""
+    lines = [_HARDENING_HEAD, "| control | what it does | source | switch |", "|---|---|---|---|"]
+    for control in (*CONTROLS, *BASE_CONTROLS):
+        switch = "always" if control.switch == "-" else f"`{control.switch}`"
+        lines.append(f"| `{control.name}` | {control.does} | {', '.join(control.sources)} | {switch} |")
+    lines += [_WAIVERS_HEAD, "| asked for | source | why not |", "|---|---|---|"]
+    lines += [f"| {waiver.asks} | {', '.join(waiver.sources)} | {waiver.reason} |" for waiver in WAIVERS]
+    return "\n".join((*lines, _HARDENING_TAIL))
 
 
 def main() -> None:

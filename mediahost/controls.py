@@ -1,0 +1,427 @@
+"""The hardening controls as data: what each does, who asks for it, which key switches it, what it puts on a host.
+
+One `Control` is one line of docs/hardening.md. Nothing here depends on the settings of a host; what does (audit
+rules, AIDE's exclusions) is rendered in `render/hardening.py`. What a benchmark asks for and is not done here
+stands in `WAIVERS`, with the reason.
+
+Sources: CIS is the CIS Ubuntu Linux 24.04 LTS Benchmark v1.0.0 (the Debian 12 one has the same controls), dev-sec
+the DevSec Linux Baseline, Lynis its test ids, KSPP the Kernel Self Protection Project's recommended settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mediahost.resources import MARK, File
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A key of a distribution's own file that has no drop-ins. Undone by `former lines`, see render/marked.py."""
+
+    path: str
+    key: str
+    value: str
+    separator: str = "="
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """A line that must stand after the first line that `after` (a regular expression) matches."""
+
+    path: str
+    after: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control. `modes` are octal digits by path, `mounts` the wanted options by mount point.
+
+    `replacements` are whole files of the distribution; the former one is kept and put back. `switch` is the key
+    that turns it off; those of `hardening` can also be named in `hardening_disabled`.
+    """
+
+    name: str
+    does: str
+    sources: tuple[str, ...]
+    switch: str = "hardening"
+    files: tuple[File, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    edits: tuple[Assignment | Insertion, ...] = ()
+    modes: Mapping[str, str] = field(default_factory=dict)
+    replacements: tuple[File, ...] = ()
+    mounts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """Something a benchmark asks for that is left out on purpose."""
+
+    asks: str
+    sources: tuple[str, ...]
+    reason: str
+
+
+def _text(path: str, *lines: str, mode: str = "0644", check: str | None = None) -> File:
+    return File(path, "\n".join((f"# {MARK}", *lines, "")).encode(), mode=mode, check=check)
+
+
+# agetty and sshd show these before a login. No name, no version: both help whoever should not be here.
+_BANNER = """Private system. Access is restricted to authorised users.
+Connections are logged and monitored; by connecting you consent to that.
+Misuse may be prosecuted. If you are not authorised, disconnect now.
+"""
+
+# modprobe(8): `install NAME /bin/true` loads nothing, not even as the dependency of another module; a blacklist
+# line alone stops automatic loading only.
+_UNUSED_FILESYSTEMS = ("cramfs", "freevxfs", "hfs", "hfsplus", "jffs2")
+_UNUSED_PROTOCOLS = ("dccp", "rds", "sctp", "tipc")
+_UNUSED_BUSES = ("firewire-core", "firewire-ohci", "ohci1394")
+
+
+def _modprobe(name: str, modules: tuple[str, ...]) -> File:
+    lines = (line for module in modules for line in (f"install {module} /bin/true", f"blacklist {module}"))
+    return _text(f"/etc/modprobe.d/mediahost-{name}.conf", *lines)
+
+
+CONTROLS = (
+    Control(
+        "kernel-pointers",
+        "hides kernel addresses and messages from users, closes BPF and perf to them, hardens the BPF compiler",
+        ("KSPP", "Lynis KRNL-6000"),
+        sysctls={
+            "kernel.kptr_restrict": "2",
+            "kernel.dmesg_restrict": "1",
+            # Debian's default 2 can be turned off again by root; 1 holds until the next boot.
+            "kernel.unprivileged_bpf_disabled": "1",
+            "net.core.bpf_jit_harden": "2",
+            "kernel.perf_event_paranoid": "3",
+        },
+    ),
+    Control(
+        "processes",
+        "no magic SysRq, no tracing of foreign processes, address space randomised, no surprise terminal modules",
+        ("CIS 1.5.1", "CIS 1.5.2", "dev-sec sysctl-25", "dev-sec sysctl-30", "Lynis KRNL-6000"),
+        sysctls={
+            "kernel.sysrq": "0",
+            "kernel.ctrl-alt-del": "0",
+            "kernel.yama.ptrace_scope": "1",
+            "kernel.randomize_va_space": "2",
+            "dev.tty.ldisc_autoload": "0",
+        },
+    ),
+    Control(
+        "links",
+        "links, pipes and files in world-writable directories cannot be used to trick another user",
+        ("KSPP", "Lynis KRNL-6000"),
+        sysctls={
+            "fs.protected_fifos": "2",
+            "fs.protected_hardlinks": "1",
+            "fs.protected_regular": "2",
+            "fs.protected_symlinks": "1",
+        },
+    ),
+    Control(
+        "network",
+        "no redirects, no source routing, bogus packets ignored and logged, SYN cookies, replies by any interface "
+        "that has a route (loose reverse path); UFW no longer sets kernel parameters of its own",
+        (
+            "CIS 3.3.2",
+            "CIS 3.3.3",
+            "CIS 3.3.4",
+            "CIS 3.3.5",
+            "CIS 3.3.6",
+            "CIS 3.3.7",
+            "CIS 3.3.8",
+            "CIS 3.3.9",
+            "CIS 3.3.10",
+            "Lynis KRNL-6000",
+        ),
+        sysctls={
+            "net.ipv4.conf.all.accept_redirects": "0",
+            "net.ipv4.conf.default.accept_redirects": "0",
+            "net.ipv4.conf.all.secure_redirects": "0",
+            "net.ipv4.conf.default.secure_redirects": "0",
+            "net.ipv4.conf.all.send_redirects": "0",
+            "net.ipv4.conf.default.send_redirects": "0",
+            "net.ipv4.conf.all.accept_source_route": "0",
+            "net.ipv4.conf.default.accept_source_route": "0",
+            "net.ipv4.conf.all.log_martians": "1",
+            "net.ipv4.conf.default.log_martians": "1",
+            "net.ipv4.conf.all.rp_filter": "2",
+            "net.ipv4.conf.default.rp_filter": "2",
+            "net.ipv4.icmp_echo_ignore_broadcasts": "1",
+            "net.ipv4.icmp_ignore_bogus_error_responses": "1",
+            "net.ipv4.tcp_rfc1337": "1",
+            "net.ipv4.tcp_syncookies": "1",
+            "net.ipv6.conf.all.accept_redirects": "0",
+            "net.ipv6.conf.default.accept_redirects": "0",
+            "net.ipv6.conf.all.accept_source_route": "0",
+            "net.ipv6.conf.default.accept_source_route": "0",
+        },
+        # ufw-init loads /etc/ufw/sysctl.conf at each start and reload; it switches log_martians off again.
+        edits=(Assignment("/etc/default/ufw", "IPT_SYSCTL", ""),),
+    ),
+    Control(
+        "core-dumps",
+        "no core dumps: they hold keys and passwords",
+        ("CIS 1.5.3", "dev-sec sysctl-31a", "Lynis KRNL-5820"),
+        sysctls={"fs.suid_dumpable": "0", "kernel.core_uses_pid": "1"},
+        files=(
+            _text("/etc/security/limits.d/60-mediahost-core.conf", "* hard core 0", "* soft core 0"),
+            _text(
+                "/etc/systemd/coredump.conf.d/60-mediahost.conf",
+                "[Coredump]",
+                "Storage=none",
+                "ProcessSizeMax=0",
+            ),
+            _text("/etc/profile.d/mediahost-core.sh", "ulimit -c 0"),
+        ),
+    ),
+    Control(
+        "filesystem-modules",
+        f"file systems nobody plugs into a media server cannot be loaded: {', '.join(_UNUSED_FILESYSTEMS)}",
+        ("CIS 1.1.1", "dev-sec os-10", "Lynis FILE-6430"),
+        files=(_modprobe("filesystems", _UNUSED_FILESYSTEMS),),
+    ),
+    Control(
+        "protocol-modules",
+        f"network protocols with a history of holes cannot be loaded: {', '.join(_UNUSED_PROTOCOLS)}",
+        ("CIS 3.2", "Lynis NETW-3200"),
+        files=(_modprobe("protocols", _UNUSED_PROTOCOLS),),
+    ),
+    Control(
+        "bus-modules",
+        "FireWire, which reads memory past the kernel, cannot be loaded",
+        ("Lynis STRG-1846",),
+        files=(_modprobe("buses", _UNUSED_BUSES),),
+    ),
+    Control(
+        "shared-memory",
+        "shared memory (/dev/shm) without devices, setuid programs and execution",
+        ("CIS 1.1.2.2", "Lynis FILE-6374"),
+        mounts={"/dev/shm": frozenset(("nosuid", "nodev", "noexec"))},  # noqa: S108 - the mount point itself
+        files=(
+            # Runs at each boot after fstab's options were applied, and needs no line in fstab.
+            _text(
+                "/etc/systemd/system/systemd-remount-fs.service.d/60-mediahost.conf",
+                "[Service]",
+                "ExecStartPost=/usr/bin/mount -o remount,nosuid,nodev,noexec /dev/shm",
+            ),
+        ),
+    ),
+    Control(
+        "umask",
+        "new files of a login are closed to others (027); root's commands by sudo keep 022; containers, the media "
+        "account and its default ACLs have their own",
+        ("CIS 5.4.3.3", "dev-sec os-05", "Lynis AUTH-9328"),
+        files=(_text("/etc/profile.d/mediahost-umask.sh", "umask 027"),),
+        edits=(Assignment("/etc/login.defs", "UMASK", "027", "\t\t"),),
+    ),
+    Control(
+        "session-timeout",
+        "a shell left alone for 15 minutes ends; `unset TMOUT` keeps one",
+        ("CIS 5.4.3.2", "Lynis SHLL-6220"),
+        files=(_text("/etc/profile.d/mediahost-timeout.sh", "TMOUT=900", "export TMOUT"),),
+    ),
+    Control(
+        "passwords",
+        "where somebody sets a password: 14 characters at least, many hash rounds, not two changes a day",
+        ("CIS 5.3.3.2", "CIS 5.4.1.2", "dev-sec os-05", "Lynis AUTH-9230", "Lynis AUTH-9262", "Lynis AUTH-9286"),
+        packages=("libpam-pwquality",),
+        files=(_text("/etc/security/pwquality.conf.d/60-mediahost.conf", "minlen = 14", "maxrepeat = 3"),),
+        edits=(
+            Assignment("/etc/login.defs", "PASS_MIN_DAYS", "1", "\t"),
+            Assignment("/etc/login.defs", "SHA_CRYPT_MIN_ROUNDS", "65536", " "),
+            Assignment("/etc/login.defs", "SHA_CRYPT_MAX_ROUNDS", "65536", " "),
+            Assignment("/etc/login.defs", "LOG_OK_LOGINS", "yes", "\t\t"),
+        ),
+    ),
+    Control(
+        "sudo",
+        "sudo in a terminal of its own, three tries, forgotten after five minutes",
+        ("CIS 5.2.2", "CIS 5.2.6"),
+    ),
+    Control(
+        "su",
+        "su to another user only for members of the group sudo",
+        ("CIS 5.2.7", "Lynis AUTH-9328"),
+        edits=(
+            Insertion(
+                "/etc/pam.d/su",
+                r"auth\s+sufficient\s+pam_rootok\.so",
+                "auth       required   pam_wheel.so use_uid group=sudo",
+            ),
+        ),
+    ),
+    Control(
+        "banners",
+        "a warning before the login instead of the system's name and version",
+        ("CIS 1.6.2", "CIS 1.6.3", "Lynis BANN-7126", "Lynis BANN-7130"),
+        replacements=(
+            File("/etc/issue", _BANNER.encode()),
+            File("/etc/issue.net", _BANNER.encode()),
+        ),
+    ),
+    Control(
+        "permissions",
+        "cron's directories, sudo's and the SSH server's configuration are root's alone",
+        ("CIS 2.4.1", "CIS 5.1.1", "dev-sec os-13", "Lynis FILE-7524", "Lynis AUTH-9252"),
+        modes={
+            "/etc/crontab": "0600",
+            "/etc/cron.d": "0700",
+            "/etc/cron.hourly": "0700",
+            "/etc/cron.daily": "0700",
+            "/etc/cron.weekly": "0700",
+            "/etc/cron.monthly": "0700",
+            "/etc/ssh/sshd_config": "0600",
+            "/etc/sudoers.d": "0750",
+        },
+    ),
+    Control(
+        "apparmor",
+        "AppArmor with the distribution's profiles; Docker confines each container with its own",
+        ("CIS 1.3.1", "Lynis MACF-6208"),
+        packages=("apparmor",),
+    ),
+    Control(
+        "package-sums",
+        "a weekly comparison of installed programs with their packages' checksums",
+        ("Lynis PKGS-7370",),
+        packages=("debsums",),
+        edits=(Assignment("/etc/default/debsums", "CRON_CHECK", "weekly"),),
+    ),
+    Control(
+        "audit",
+        "a record of who changed SSH, sudo, users, cron, units, the firewall, Docker's programs and configuration, "
+        "the stack's, and of every kernel module loaded",
+        ("CIS 6.2", "dev-sec package-08", "Lynis ACCT-9628", "Lynis ACCT-9630"),
+        switch="audit",
+        packages=("auditd",),
+    ),
+    Control(
+        "file-integrity",
+        "AIDE compares the system's files daily with a database made at the first run; media and containers left out",
+        ("CIS 6.3.1", "CIS 6.3.2", "Lynis FINT-4350"),
+        switch="file_integrity",
+        packages=("aide", "aide-common"),
+    ),
+)
+
+DISTRIBUTION_SYSCTLS: Mapping[str, Mapping[str, str]] = {
+    # Ubuntu's kernel has a level more, which is its default.
+    "ubuntu": {"kernel.perf_event_paranoid": "4"},
+}
+
+IRREVERSIBLE_SYSCTLS = frozenset(("kernel.unprivileged_bpf_disabled",))
+"""Settings the kernel does not take back before the next boot."""
+
+NAMES = tuple(control.name for control in CONTROLS if control.switch == "hardening")
+"""What `hardening_disabled` can name."""
+
+BASE_CONTROLS = (
+    Control(
+        "security-updates",
+        "security updates install themselves; a reboot they ask for happens at `unattended_reboot_time` when "
+        "`unattended_reboot` allows it",
+        ("CIS 1.2.2", "Lynis PKGS-7420"),
+        switch="unattended_upgrades",
+    ),
+    Control("clock", "a clock that is right, for logs and one-time passwords", ("CIS 2.3", "Lynis TIME-3104"), "-"),
+    Control(
+        "firewall", "default deny, rules from each service's exposure", ("CIS 4.2", "Lynis FIRE-4590"), "firewall"
+    ),
+)
+"""What other stages do, so that the table is whole."""
+
+WAIVERS = (
+    Waiver("net.ipv4.ip_forward = 0", ("CIS 3.3.1", "Lynis KRNL-6000"), "Docker and WireGuard forward packets."),
+    Waiver(
+        "net.ipv4.conf.all.rp_filter = 1",
+        ("CIS 3.3.7", "Lynis KRNL-6000"),
+        "Strict filtering drops the replies of policy-routed tunnels and of Docker's bridges; 2 still refuses "
+        "sources without any route.",
+    ),
+    Waiver(
+        "kernel.modules_disabled = 1", ("Lynis KRNL-6000",), "Docker, WireGuard and USB disks load modules later."
+    ),
+    Waiver(
+        "net.ipv6.conf.*.accept_ra = 0",
+        ("CIS 3.3.11",),
+        "Home networks hand out IPv6 addresses by router advertisements.",
+    ),
+    Waiver(
+        "user namespaces off",
+        ("KSPP",),
+        "Rootless containers and the sandboxes of browsers inside containers need them.",
+    ),
+    Waiver("usb-storage blacklisted", ("CIS 1.1.1.9", "Lynis USB-1000"), "Media live on USB disks."),
+    Waiver("new USB devices refused", ("Lynis USB-2000",), "A disk that is plugged in must work."),
+    Waiver("squashfs blacklisted", ("CIS 1.1.1.7", "Lynis FILE-6430"), "Snaps are squashfs images."),
+    Waiver("udf blacklisted", ("CIS 1.1.1.8", "Lynis FILE-6430"), "Blu-ray and DVD images are UDF."),
+    Waiver("overlayfs blacklisted", ("CIS 1.1.1.6",), "Docker stores its layers with it."),
+    Waiver(
+        "separate partitions for /home, /var, /var/log, /tmp",
+        ("CIS 1.1.2", "Lynis FILE-6310"),
+        "A running host is not repartitioned; the journal and container logs have limits instead.",
+    ),
+    Waiver(
+        "noexec on /tmp",
+        ("CIS 1.1.2.1.4", "Lynis FILE-6374"),
+        "Packages' configuration scripts and driver installers run there; nosuid and nodev are the distribution's "
+        "where /tmp is a tmpfs.",
+    ),
+    Waiver(
+        "hidepid on /proc",
+        ("Lynis FILE-6344",),
+        "systemd-logind, polkit and monitoring agents need to see processes; systemd does not support it.",
+    ),
+    Waiver(
+        "a GRUB password, grub.cfg closed",
+        ("CIS 1.4.1", "CIS 1.4.2", "Lynis BOOT-5122"),
+        "A headless server must come back after a power cut; whoever is at the machine can take its disk. Each "
+        "kernel update writes grub.cfg anew.",
+    ),
+    Waiver(
+        "passwords that expire (PASS_MAX_DAYS)",
+        ("CIS 5.4.1.1", "Lynis AUTH-9286"),
+        "Administrators have keys and no password; an expired password locks key logins out as well.",
+    ),
+    Waiver(
+        "a log file of sudo's own",
+        ("CIS 5.2.3",),
+        "sudo logs to the journal, auditd records its files; sudo-rs does not know the setting.",
+    ),
+    Waiver(
+        "sudo with a password",
+        ("CIS 5.2.4", "CIS 5.2.5"),
+        "Accounts have no password to type; set `admin_sudo_nopasswd` to False where they have.",
+    ),
+    Waiver(
+        "audit rules locked (-e 2)",
+        ("CIS 6.2.3.20",),
+        "Every later change of them would need a reboot.",
+    ),
+    Waiver(
+        "audit of all setuid programs, file deletions, time changes",
+        ("CIS 6.2.3.4", "CIS 6.2.3.6", "CIS 6.2.3.13"),
+        "Containers and time synchronisation would fill the log with what is no event.",
+    ),
+    Waiver(
+        "a malware scanner",
+        ("Lynis HRDN-7230",),
+        "rkhunter and its like give false alarms on hosts with containers; debsums, auditd and AIDE look at the same "
+        "files with known sums.",
+    ),
+    Waiver("process accounting", ("Lynis ACCT-9622",), "auditd records what matters; acct records every process."),
+    Waiver("logs on another host", ("Lynis LOGG-2154",), "A home has one server; give journald a remote yourself."),
+    Waiver(
+        "libpam-tmpdir, apt-listbugs, needrestart",
+        ("Lynis DEB-0280", "Lynis DEB-0810", "Lynis DEB-0831"),
+        "A TMPDIR for each user breaks scripts that share /tmp; unattended upgrades cannot answer questions; a "
+        "restart of services in the middle of a run breaks it.",
+    ),
+)
