@@ -1,14 +1,16 @@
 """The run, top to bottom, one line a stage: pyinfra inventories/home.py deploy.py"""
 
-from operations import base, compose, docker, guard, manifest, run, ssh, storage, ufw, users, verify
+from operations import base, compose, docker, fail2ban, guard, hardening, manifest, run, ssh, storage, ufw, users, verify
 
 wanted = run.begin()  # validate: every host, before any is changed
 settings = wanted.settings
 
 guard.settled(name="guard | unproven changes")
+users.login_kept(name="users | the login stays", settings=settings)
 manifest.entered(name="manifest | owned files", owned=wanted.owned)
 manifest.pruned(name="manifest | files no longer wanted", owned=wanted.owned)
 base.provision(settings)
+hardening.provision(settings)
 users.provision(settings)
 ssh.provision(settings)
 ufw.provision(settings, wanted.stack.exposed_ports)
@@ -16,5 +18,7 @@ docker.provision(settings)
 run.secrets_kept(name="secrets | vault")
 storage.provision(wanted.directories)
 compose.provision(wanted)
+fail2ban.provision(wanted)
+hardening.watch(settings)
 verify.provision(wanted)
 run.end()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mediahost.catalog import Service
 from mediahost.config import Settings
-from mediahost.render import base, docker, proxy, ssh, users
+from mediahost.render import base, docker, fail2ban, hardening, proxy, ssh, users
 from mediahost.render.compose import render_compose
 from mediahost.render.tree import render_tree
 from mediahost.resources import Container, Directory, File
@@ -33,6 +33,7 @@ class Wanted:
     stack_files: tuple[File, ...]
     proxy_file: File | None
     containers: tuple[Container, ...]
+    jails: tuple[fail2ban.Jail, ...]
     owned: Mapping[str, str]
 
 
@@ -53,12 +54,16 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         base.journald_file(settings),
         ssh.drop_in(settings),
     ]
+    jails = fail2ban.jails(stack, settings) if settings.fail2ban else ()
+    if settings.fail2ban:
+        host_files += [*fail2ban.files(settings, jails), *fail2ban.reload_units()]
     optional = [users.sudoers(settings), docker.pin_file(settings), proxy_file]
     seeds = {file.path for file in artefacts.files if file.once}
     owned = {file.path: "" for file in (*host_files, *artefacts.files, *filter(None, optional))}
     timesyncd = base.timesyncd_file(settings)
     if timesyncd is not None:
         owned[timesyncd.path] = "systemd-timesyncd.service"
+    owned |= hardening.owned(settings)
     if settings.docker_source == "docker":
         owned |= {docker.SOURCE_PATH: "", docker.KEYRING_PATH: ""}
     return Wanted(
@@ -69,5 +74,6 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         stack_files=artefacts.files,
         proxy_file=proxy_file,
         containers=artefacts.containers,
+        jails=jails,
         owned={path: unit for path, unit in owned.items() if path not in seeds},
     )

@@ -22,7 +22,7 @@ from mediahost.check import check_all
 from mediahost.config import ConfigError, ConfigProblem
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted
-from operations import base, convergence, docker, files, guard, lock, report, ssh, ufw, users
+from operations import base, convergence, docker, fail2ban, files, guard, hardening, lock, report, ssh, ufw, users
 
 _PLAN = "mediahost_wanted"
 
@@ -65,7 +65,9 @@ def request(plan: Wanted) -> Request:
     """Everything the snapshot of this host has to look at."""
     settings = plan.settings
     watched = base.request(settings) | users.request(settings) | ssh.request(settings) | docker.request(settings)
+    watched |= fail2ban.request(settings)
     watched |= files.request(plan.stack_files, plan.directories)
+    watched |= hardening.request(settings)
     watched |= files.request((plan.proxy_file,) if plan.proxy_file else ())
     return watched | ufw.request() if settings.firewall else watched
 

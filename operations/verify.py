@@ -12,7 +12,7 @@ from pyinfra.api.state import StateStage
 
 from facts.snapshot import Snapshot
 from mediahost.wanted import Wanted
-from operations import base, compose, docker, manifest, ssh, storage, ufw, users
+from operations import base, compose, docker, fail2ban, hardening, manifest, ssh, storage, ufw, users
 from operations.convergence import Step, converge
 
 
@@ -22,12 +22,15 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
     return [
         *manifest.enter_steps(wanted.owned, seen),
         *base.steps(settings, seen),
+        *hardening.steps(settings, seen),
         *users.steps(settings, seen),
         *ssh.steps(settings, seen),
         *(ufw.steps(settings, wanted.stack.exposed_ports, seen) if settings.firewall else ()),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
         *compose.steps(wanted, seen),
+        *hardening.watch_steps(settings, seen),
+        *fail2ban.steps(wanted, seen),
     ]
 
 

@@ -1,6 +1,6 @@
 """Fail2Ban's files: which jails a host has, what they read, and the ban that closes host and container ports.
 
-Jails are derived from the enabled services and the logs that are really there. The home network, the containers'
+Jails are derived from the enabled services whose log lies on the host. The home network, the containers'
 networks and the control host must never be banned, so that neither a wrong password nor the proxy locks anybody
 out.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from mediahost.config import Settings
+from mediahost.render.proxy import ACCESS_LOG
 from mediahost.resources import MARK, File
 from mediahost.stack import Stack, StackService
 
@@ -23,6 +23,9 @@ PACKAGES = ("fail2ban", "nftables", "python3-systemd")
 UNIT = "fail2ban.service"
 TABLE = "mediahost-bans"
 """nftables table (family inet) that holds all bans: a chain and the sets NAME-inet4, NAME-inet6 for each jail."""
+
+RECIDIVE = "recidive"
+"""The jail of those who were banned repeatedly, and of those whom a person bans."""
 
 ETC = "/etc/fail2ban"
 JAIL_PATH = f"{ETC}/jail.d/mediahost.local"
@@ -35,6 +38,9 @@ SERVER_LOG = "/var/log/fail2ban.log"
 ANCHOR_PATH = f"{ETC}/mediahost-anchor.log"
 """A log that never grows. Fail2Ban refuses to start, sshd's jail included, when a jail finds none of its logs."""
 
+CONTROL_PATH = "/var/lib/mediahost/fail2ban-control"
+"""The addresses that runs came from, one a line. It is there as long as Fail2Ban is ours to run."""
+
 RELOAD_SERVICE_PATH = "/etc/systemd/system/mediahost-fail2ban-reload.service"
 RELOAD_TIMER_PATH = "/etc/systemd/system/mediahost-fail2ban-reload.timer"
 RELOAD_TIMER = PurePosixPath(RELOAD_TIMER_PATH).name
@@ -44,42 +50,25 @@ TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates" / "fail2
 _DAY = 86400
 # What Docker picks networks from when it is told nothing; docker0 lies there in any case.
 _DOCKER_DEFAULT_POOL = "172.16.0.0/12"
+_CONTROL_ADDRESSES = 5
 # Requests, not logins: a page that is opened before logging in may be refused several calls of its own.
 _REQUESTS_A_LOGIN = 4
-
-
-@dataclass(frozen=True)
-class BanPolicy:
-    """How long and how soon. Times are seconds.
-
-    A first ban lasts `ban_time`, each further one twice as long as the one before, at most `longest_ban`.
-    `ignore` holds addresses and blocks that are never banned, `control_addresses` those that the control host's
-    connections come from.
-    """
-
-    ban_time: int = 3600
-    longest_ban: int = 35 * _DAY
-    find_time: int = 600
-    max_retry: int = 5
-    ignore: tuple[str, ...] = ()
-    control_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Jail:
     """One jail. `log` is a path on the host, `*` allowed, or "" for the journal entries of `journal_match`.
 
-    `own_log` says that the log is Fail2Ban's own, which is always there.
+    A first ban lasts `ban_time`. Times are seconds.
     """
 
     name: str
     filter: str
+    max_retry: int
+    find_time: int
+    ban_time: int
     log: str = ""
     journal_match: str = ""
-    own_log: bool = False
-    max_retry: int = 5
-    find_time: int = 600
-    ban_time: int = 3600
 
     @property
     def filter_name(self) -> str:
@@ -99,7 +88,7 @@ class _ServiceLog:
 _ARRS = ("lidarr", "prowlarr", "radarr", "readarr", "sonarr", "whisparr")
 SERVICE_LOGS = {
     "authelia": _ServiceLog("mediahost-authelia", "/config/authelia.log"),
-    "caddy": _ServiceLog("mediahost-caddy", "/data/logs/access.log", requests=True),
+    "caddy": _ServiceLog("mediahost-caddy", ACCESS_LOG, requests=True),
     "jellyfin": _ServiceLog("mediahost-jellyfin", "/config/log/log_*.log"),
     "nginx-proxy-manager": _ServiceLog("mediahost-nginx-proxy-manager", "/data/logs/*_access.log", requests=True),
     "traefik": _ServiceLog("mediahost-traefik", "/logs/access.log", requests=True),
@@ -109,48 +98,37 @@ SERVICE_LOGS = {
 """By catalogue name. docs/decisions/fail2ban-at-prerouting.md says what each service must be told for that."""
 
 
-def jails(stack: Stack, policy: BanPolicy) -> tuple[Jail, ...]:
-    """Every jail this host may have: sshd, one for each service whose log is on the host, recidive.
+def jails(stack: Stack, settings: Settings) -> tuple[Jail, ...]:
+    """Every jail of this host: sshd, one for each service whose log lies on the host, recidive.
 
-    `with_logs` leaves those that can start.
+    A log need not be there yet: its jail reads the anchor until then.
     """
     sshd = Jail(
         "sshd",
         "mediahost-sshd[mode=aggressive]",
         # Root's processes only: any user can run a program that is called sshd and write to the journal.
         journal_match="_SYSTEMD_UNIT=ssh.service + _COMM=sshd _UID=0 + _COMM=sshd-session _UID=0",
-        max_retry=policy.max_retry,
-        find_time=policy.find_time,
-        ban_time=policy.ban_time,
+        max_retry=settings.fail2ban_max_retry,
+        find_time=settings.fail2ban_find_time,
+        ban_time=settings.fail2ban_ban_time,
     )
-    services = [_service_jail(service, policy) for service in stack.services]
+    services = [_service_jail(service, settings) for service in stack.services]
     recidive = Jail(
-        "recidive",
+        RECIDIVE,
         "recidive",
         log=SERVER_LOG,
-        own_log=True,
         # Banned three times in a day: a week.
         max_retry=3,
         find_time=_DAY,
-        ban_time=min(7 * _DAY, policy.longest_ban),
+        ban_time=min(7 * _DAY, settings.fail2ban_longest_ban),
     )
     return (sshd, *filter(None, services), recidive)
 
 
-def with_logs(candidates: Iterable[Jail], present: Iterable[str]) -> tuple[Jail, ...]:
-    """The jails whose log is among `present`, the paths of the host's files; the journal is always there."""
-    paths = list(present)
-    return tuple(
-        jail
-        for jail in candidates
-        if not jail.log or jail.own_log or any(fnmatchcase(path, jail.log) for path in paths)
-    )
-
-
-def ignored(settings: Settings, policy: BanPolicy) -> tuple[str, ...]:
+def ignored(settings: Settings, control: Iterable[str] = ()) -> tuple[str, ...]:
     """Address blocks that are never banned: loopback, home network, containers, control host, the user's own.
 
-    Raises `ValueError` for what is no address or block.
+    `control` holds addresses that runs came from. Raises `ValueError` for what is no address or block.
     """
     pools = [str(pool["base"]) for pool in settings.docker_address_pools]
     given = [
@@ -159,30 +137,66 @@ def ignored(settings: Settings, policy: BanPolicy) -> tuple[str, ...]:
         *settings.firewall_lan,
         *pools,
         _DOCKER_DEFAULT_POOL,
-        *policy.control_addresses,
-        *policy.ignore,
+        *control,
+        *settings.fail2ban_ignore,
     ]
     return tuple(dict.fromkeys(_block(each) for each in given))
 
 
-def files(settings: Settings, policy: BanPolicy, chosen: Iterable[Jail]) -> tuple[File, ...]:
-    """Everything Fail2Ban needs for the `chosen` jails, which is to be reloaded when one of these changes."""
-    some = tuple(chosen)
+def control_addresses(settings: Settings, recorded: str, client: str) -> tuple[str, ...]:
+    """The addresses that runs came from, oldest first: those of the record, and `client` unless ignored anyway.
+
+    An address that is known changes nothing, so that a plan stays the same wherever it is made from. The oldest
+    goes when there are more than five: somebody else may have it by now.
+    """
+    known = [line for line in recorded.splitlines() if _is_address(line)]
+    if _is_address(client):
+        address = ipaddress.ip_address(_block(client))
+        if not any(address in ipaddress.ip_network(block) for block in ignored(settings, known)):
+            known.append(str(address))
+    return tuple(known[-_CONTROL_ADDRESSES:])
+
+
+def control_record(control: Iterable[str]) -> File:
+    """What the host remembers of the control host, and of its having been given Fail2Ban by us."""
+    return File(CONTROL_PATH, "".join(f"{address}\n" for address in control).encode())
+
+
+def files(settings: Settings, chosen: Iterable[Jail], control: Iterable[str] = ()) -> tuple[File, ...]:
+    """Everything Fail2Ban needs for the `chosen` jails; it must restart when one of these changes.
+
+    All filters, whichever jails there are: a jail whose filter is gone keeps Fail2Ban from starting.
+    """
     return (
-        _jail_file(settings, policy, some),
-        _server_file(policy),
-        _template("action.d", ACTION),
-        *(
-            _template("filter.d", name)
-            for name in sorted({jail.filter_name for jail in some})
-            if name.startswith("mediahost-")
-        ),
+        _jail_file(settings, tuple(chosen), tuple(control)),
+        _server_file(settings),
         File(ANCHOR_PATH, f"# {MARK}\n".encode()),
-        *_reload_units(),
+        *(
+            File(f"{ETC}/{path.relative_to(TEMPLATES)}", path.read_bytes())
+            for path in sorted(TEMPLATES.glob("*.d/*.conf"))
+        ),
     )
 
 
-def _service_jail(service: StackService, policy: BanPolicy) -> Jail | None:
+def reload_units() -> tuple[File, File]:
+    """Fail2Ban looks for log files when it loads: one that appears later, or each day anew, is found by a reload."""
+    service = (
+        "[Unit]\nDescription=Let Fail2Ban find log files that have appeared\n"
+        f"Requisite={UNIT}\nAfter={UNIT}\n\n"
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/fail2ban-client reload\n"
+    )
+    timer = (
+        "[Unit]\nDescription=Let Fail2Ban find log files that have appeared, every hour\n\n"
+        "[Timer]\nOnCalendar=*-*-* *:01:00\n\n"
+        "[Install]\nWantedBy=timers.target\n"
+    )
+    return (
+        File(RELOAD_SERVICE_PATH, f"# {MARK}\n{service}".encode()),
+        File(RELOAD_TIMER_PATH, f"# {MARK}\n{timer}".encode()),
+    )
+
+
+def _service_jail(service: StackService, settings: Settings) -> Jail | None:
     known = SERVICE_LOGS.get(service.name)
     log = _on_host(service, known.path) if known else None
     if known is None or log is None:
@@ -191,9 +205,9 @@ def _service_jail(service: StackService, policy: BanPolicy) -> Jail | None:
         service.name,
         known.filter,
         log=log,
-        max_retry=policy.max_retry * (_REQUESTS_A_LOGIN if known.requests else 1),
-        find_time=policy.find_time,
-        ban_time=policy.ban_time,
+        max_retry=settings.fail2ban_max_retry * (_REQUESTS_A_LOGIN if known.requests else 1),
+        find_time=settings.fail2ban_find_time,
+        ban_time=settings.fail2ban_ban_time,
     )
 
 
@@ -216,21 +230,29 @@ def _block(text: str) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _jail_file(settings: Settings, policy: BanPolicy, chosen: tuple[Jail, ...]) -> File:
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _jail_file(settings: Settings, chosen: tuple[Jail, ...], control: tuple[str, ...]) -> File:
     sections = [
         _section(
             "DEFAULT",
             {
                 "banaction": ACTION,
                 "banaction_allports": ACTION,
-                "ignoreip": " ".join(ignored(settings, policy)),
+                "ignoreip": " ".join(ignored(settings, control)),
                 # A name in a log is the client's choice.
                 "usedns": "no",
-                "bantime": str(policy.ban_time),
+                "bantime": str(settings.fail2ban_ban_time),
                 "bantime.increment": "true",
-                "bantime.maxtime": str(policy.longest_ban),
-                "findtime": str(policy.find_time),
-                "maxretry": str(policy.max_retry),
+                "bantime.maxtime": str(settings.fail2ban_longest_ban),
+                "findtime": str(settings.fail2ban_find_time),
+                "maxretry": str(settings.fail2ban_max_retry),
             },
         ),
         *(_section(jail.name, _options(jail)) for jail in chosen),
@@ -252,33 +274,12 @@ def _options(jail: Jail) -> dict[str, str]:
     }
 
 
-def _server_file(policy: BanPolicy) -> File:
+def _server_file(settings: Settings) -> File:
     """The server's own settings: a ban that is forgotten cannot grow, and recidive reads the log."""
-    section = _section("Definition", {"logtarget": SERVER_LOG, "dbpurgeage": str(policy.longest_ban + 2 * _DAY)})
+    remembered = settings.fail2ban_longest_ban + 2 * _DAY
+    section = _section("Definition", {"logtarget": SERVER_LOG, "dbpurgeage": str(remembered)})
     return File(SERVER_PATH, f"# {MARK}\n\n{section}".encode())
 
 
 def _section(name: str, options: dict[str, str]) -> str:
     return f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in options.items())
-
-
-def _template(directory: str, name: str) -> File:
-    return File(f"{ETC}/{directory}/{name}.conf", (TEMPLATES / directory / f"{name}.conf").read_bytes())
-
-
-def _reload_units() -> tuple[File, File]:
-    """Fail2Ban looks for the files that `*` stands for when it loads; Jellyfin begins a new one each day."""
-    service = (
-        "[Unit]\nDescription=Let Fail2Ban find log files that have appeared\n"
-        f"Requisite={UNIT}\nAfter={UNIT}\n\n"
-        "[Service]\nType=oneshot\nExecStart=/usr/bin/fail2ban-client reload\n"
-    )
-    timer = (
-        "[Unit]\nDescription=Let Fail2Ban find log files that have appeared, every hour\n\n"
-        "[Timer]\nOnCalendar=*-*-* *:01:00\n\n"
-        "[Install]\nWantedBy=timers.target\n"
-    )
-    return (
-        File(RELOAD_SERVICE_PATH, f"# {MARK}\n{service}".encode()),
-        File(RELOAD_TIMER_PATH, f"# {MARK}\n{timer}".encode()),
-    )

@@ -16,6 +16,9 @@ from mediahost.stack import PROXY, Route, Stack
 # its last resort and also the commonest home network, so it is left out.
 _DEFAULT_POOLS = ("172.16.0.0/12",)
 
+ACCESS_LOG = "/data/logs/access.log"
+"""Where Fail2Ban's jail reads which requests were refused; a path in the container."""
+
 
 def render_proxy(stack: Stack, settings: Settings) -> File | None:
     """The Caddyfile of `stack`; None when it has no proxy.
@@ -38,6 +41,8 @@ def render_proxy(stack: Stack, settings: Settings) -> File | None:
 def caddyfile(stack: Stack, settings: Settings) -> str:
     """The text of the Caddyfile, formatted as `caddy fmt` does."""
     blocks = [_global(settings), _headers(settings), _lan_only(settings)]
+    if settings.fail2ban:
+        blocks.append(_access_log())
     blocks.extend(_site(route, settings) for route in stack.routes)
     blocks.append(_block("http://", ["respond 404"]))
     header = f"# {MARK}. Changes here are overwritten: use service_overrides in your inventory.\n"
@@ -95,9 +100,31 @@ def _lan_only(settings: Settings) -> str:
     )
 
 
+def _access_log() -> str:
+    """What Fail2Ban needs of each request. Headers and queries hold API keys and session tokens: they stay out."""
+    return _block(
+        "(access_log)",
+        [
+            _block(
+                "log",
+                [
+                    # 30 MiB at most; Caddy's own 1 GiB is for people who read it.
+                    _block(f"output file {ACCESS_LOG}", ["roll_size 10MiB", "roll_keep 2"]),
+                    _block(
+                        "format filter",
+                        ["request>headers delete", 'request>uri regexp [?].* ""', "resp_headers delete"],
+                    ),
+                ],
+            )
+        ],
+    )
+
+
 def _site(route: Route, settings: Settings) -> str:
     scheme = "http" if tls_mode(settings) == "off" else "https"
     lines = ["import security_headers"]
+    if settings.fail2ban:
+        lines.append("import access_log")
     if route.access == "lan":
         lines.append("import lan_only")
     upstream = f"{route.service}:{route.port}"

@@ -24,7 +24,7 @@ from lab import paths
 from mediahost.catalog import load_catalog
 from mediahost.config import Settings, read
 from mediahost.render import fail2ban
-from mediahost.render.fail2ban import BanPolicy, Jail
+from mediahost.render.fail2ban import Jail
 from mediahost.resources import MARK, File
 from mediahost.stack import Mount, Stack, StackService, build_stack
 
@@ -41,7 +41,6 @@ COMING = {
     "traefik": "/logs",
     "vaultwarden": "/data",
 }
-POLICY = BanPolicy()
 # Generous: the machine may be shared and slow.
 PATIENCE = 60.0
 
@@ -61,8 +60,8 @@ def given_stack(settings: Settings) -> Stack:
     return replace(stack, services=(*stack.services, *coming))
 
 
-def named(settings: Settings, policy: BanPolicy = POLICY) -> dict[str, Jail]:
-    return {jail.name: jail for jail in fail2ban.jails(given_stack(settings), policy)}
+def named(settings: Settings) -> dict[str, Jail]:
+    return {jail.name: jail for jail in fail2ban.jails(given_stack(settings), settings)}
 
 
 def environment() -> dict[str, str]:
@@ -146,7 +145,7 @@ def found(scratch: Scratch, filter_: str, lines: list[str]) -> list[tuple[str, f
 
 @pytest.fixture
 def filters(scratch: Scratch) -> Scratch:
-    scratch.write(fail2ban.files(scratch.settings, POLICY, named(scratch.settings).values()))
+    scratch.write(fail2ban.files(scratch.settings, named(scratch.settings).values()))
     return scratch
 
 
@@ -186,26 +185,18 @@ def test_a_jail_reads_the_place_on_the_host_that_the_container_logs_to() -> None
 def test_a_service_that_is_not_enabled_or_keeps_its_log_inside_has_no_jail() -> None:
     settings = given_settings(services_disabled=["caddy"])
     stack = given_stack(settings)
-    assert "caddy" not in {jail.name for jail in fail2ban.jails(stack, POLICY)}
+    assert "caddy" not in {jail.name for jail in fail2ban.jails(stack, settings)}
 
     def inside(service: StackService) -> StackService:
         return replace(service, mounts=tuple(mount for mount in service.mounts if mount.target != "/config"))
 
     hidden = replace(stack, services=tuple(map(inside, stack.services)))
-    left = {jail.name for jail in fail2ban.jails(hidden, POLICY)}
+    left = {jail.name for jail in fail2ban.jails(hidden, settings)}
     assert left == {"sshd", "recidive", "nginx-proxy-manager", "traefik", "vaultwarden"}
 
 
-def test_only_jails_whose_log_is_on_the_host_are_kept_and_sshd_and_recidive_always() -> None:
-    jails = named(given_settings(stack_root="/opt/media"))
-    log = "/opt/media/config/jellyfin/log/log_20261121.log"
-    decoy = "/opt/media/config/sonarr/logs/sonarr.debug.txt"
-    kept = fail2ban.with_logs(jails.values(), [log, decoy])
-    assert [jail.name for jail in kept] == ["sshd", "jellyfin", "recidive"]
-
-
 def test_a_log_of_requests_takes_more_failures_than_a_log_of_logins() -> None:
-    jails = named(given_settings(), BanPolicy(max_retry=3))
+    jails = named(given_settings(fail2ban_max_retry=3))
     assert jails["sonarr"].max_retry == jails["sshd"].max_retry == 3
     assert {jails[name].max_retry for name in ("caddy", "traefik", "nginx-proxy-manager")} == {12}
 
@@ -215,10 +206,11 @@ def test_a_log_of_requests_takes_more_failures_than_a_log_of_logins() -> None:
 
 def test_loopback_home_network_containers_control_host_and_the_user_s_own_are_ignored() -> None:
     settings = given_settings(
-        firewall_lan=["192.168.1.0/24", "fd00::/8"], docker_address_pools=[{"base": "10.99.0.0/16", "size": 24}]
+        firewall_lan=["192.168.1.0/24", "fd00::/8"],
+        docker_address_pools=[{"base": "10.99.0.0/16", "size": 24}],
+        fail2ban_ignore=["198.51.100.0/24"],
     )
-    policy = BanPolicy(ignore=("198.51.100.0/24",), control_addresses=("203.0.113.77", "fe80::1%eth0"))
-    assert fail2ban.ignored(settings, policy) == (
+    assert fail2ban.ignored(settings, ["203.0.113.77", "fe80::1%eth0"]) == (
         "127.0.0.0/8",
         "::1",
         "192.168.1.0/24",
@@ -232,14 +224,43 @@ def test_loopback_home_network_containers_control_host_and_the_user_s_own_are_ig
 
 
 def test_an_address_that_sshd_saw_through_ipv6_is_ignored_as_the_ipv4_address_it_is() -> None:
-    policy = BanPolicy(control_addresses=("::ffff:203.0.113.77",))
-    assert "203.0.113.77" in fail2ban.ignored(given_settings(), policy)
+    assert "203.0.113.77" in fail2ban.ignored(given_settings(), ["::ffff:203.0.113.77"])
 
 
 @pytest.mark.parametrize("wrong", ["nas.local", "1.2.3", "1.2.3.4\nbantime = 1", ""])
 def test_what_is_no_address_is_refused_and_never_written(wrong: str) -> None:
     with pytest.raises(ValueError, match="does not appear to be"):
-        fail2ban.ignored(given_settings(), BanPolicy(ignore=(wrong,)))
+        fail2ban.ignored(given_settings(), [wrong])
+
+
+HOME = {"firewall_lan": ["192.168.1.0/24"]}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "client", "expected"),
+    [
+        ("", "203.0.113.7", ["203.0.113.7"]),
+        ("203.0.113.7\n198.51.100.1\n", "203.0.113.7", ["203.0.113.7", "198.51.100.1"]),
+        ("203.0.113.7\n", "::ffff:198.51.100.1", ["203.0.113.7", "198.51.100.1"]),
+        ("", "192.168.1.5", []),
+        ("", "172.30.0.9", []),
+        ("", "", []),
+        ("not an address\n203.0.113.7\n", "", ["203.0.113.7"]),
+        (
+            "".join(f"203.0.113.{n}\n" for n in range(1, 6)),
+            "2001:db8::7",
+            [*(f"203.0.113.{n}" for n in (2, 3, 4, 5)), "2001:db8::7"],
+        ),
+    ],
+)
+def test_the_addresses_that_runs_came_from_are_remembered_and_a_known_one_changes_nothing(
+    recorded: str, client: str, expected: list[str]
+) -> None:
+    settings = given_settings(**HOME)
+    found = fail2ban.control_addresses(settings, recorded, client)
+    assert list(found) == expected
+    again = fail2ban.control_record(found).content.decode()
+    assert fail2ban.control_addresses(settings, again, client) == found
 
 
 # --- the files
@@ -247,40 +268,32 @@ def test_what_is_no_address_is_refused_and_never_written(wrong: str) -> None:
 
 def test_every_file_carries_our_mark_in_its_first_line_and_has_a_place_of_its_own() -> None:
     settings = given_settings()
-    files = fail2ban.files(settings, POLICY, named(settings).values())
+    files = fail2ban.files(settings, named(settings).values())
     for file in files:
         assert MARK in file.content.decode().splitlines()[0], file.path
         assert file.content.endswith(b"\n"), file.path
     assert len({file.path for file in files}) == len(files)
 
 
-def test_only_the_filters_that_are_used_are_written() -> None:
+def test_every_filter_is_there_whichever_jails_there_are_and_the_files_are_the_same_ones() -> None:
     settings = given_settings()
-    jails = named(settings)
-
-    def filters(*names: str) -> set[str]:
-        files = fail2ban.files(settings, POLICY, [jails[name] for name in names])
-        return {Path(file.path).stem for file in files if "/filter.d/" in file.path}
-
-    assert filters("sshd", "recidive") == {"mediahost-sshd"}
-    assert filters("sonarr", "radarr", "caddy") == {"mediahost-arr", "mediahost-caddy"}
+    paths = {file.path for file in fail2ban.files(settings, named(settings).values())}
+    assert paths == {file.path for file in fail2ban.files(settings, ())}
+    for name in FILTERS:
+        assert name == "recidive" or f"{fail2ban.ETC}/filter.d/{name}.conf" in paths
 
 
 def test_a_ban_is_remembered_until_after_the_longest_one_so_that_the_next_can_be_longer() -> None:
-    settings = given_settings()
-    policy = BanPolicy(longest_ban=5000)
-    content = {
-        file.path: file.content.decode()
-        for file in fail2ban.files(settings, policy, named(settings, policy).values())
-    }
+    settings = given_settings(fail2ban_longest_ban=5000)
+    content = {file.path: file.content.decode() for file in fail2ban.files(settings, named(settings).values())}
     server = configparser.ConfigParser()
     server.read_string(content[fail2ban.SERVER_PATH])
-    assert server.getint("Definition", "dbpurgeage") > policy.longest_ban
+    assert server.getint("Definition", "dbpurgeage") > settings.fail2ban_longest_ban
     jails = configparser.ConfigParser()
     jails.read_string(content[fail2ban.JAIL_PATH])
     assert jails.get("DEFAULT", "bantime.increment") == "true"
-    assert jails.getint("DEFAULT", "bantime.maxtime") == policy.longest_ban
-    assert jails.getint("recidive", "bantime") <= policy.longest_ban
+    assert jails.getint("DEFAULT", "bantime.maxtime") == settings.fail2ban_longest_ban
+    assert jails.getint("recidive", "bantime") <= settings.fail2ban_longest_ban
 
 
 def test_no_command_of_the_action_is_cut_off_at_a_semicolon_that_starts_a_comment() -> None:
@@ -309,11 +322,11 @@ def stream(scratch: Scratch) -> list[list[Any]]:
 
 def test_the_real_client_accepts_the_whole_configuration_and_refuses_a_broken_one(scratch: Scratch) -> None:
     jails = tuple(named(scratch.settings).values())
-    scratch.write(fail2ban.files(scratch.settings, POLICY, jails))
+    scratch.write(fail2ban.files(scratch.settings, jails))
     done = scratch.client("-t")
     assert (done.returncode, "ERROR" in done.stderr) == (0, False), done.stderr
     broken = (*jails, replace(jails[0], name="broken", filter="no-such-filter"))
-    scratch.write(fail2ban.files(scratch.settings, POLICY, broken))
+    scratch.write(fail2ban.files(scratch.settings, broken))
     assert scratch.client("-t").returncode != 0
 
 
@@ -325,7 +338,7 @@ def test_sshd_s_jail_reads_the_journal_of_both_its_process_names_whatever_the_di
         "[DEFAULT]\nbanaction = nftables\nbackend = systemd\n"
         "[sshd]\njournalmatch = _SYSTEMD_UNIT=ssh.service + _COMM=sshd\nenabled = true\n"
     )
-    scratch.write(fail2ban.files(scratch.settings, POLICY, named(scratch.settings).values()))
+    scratch.write(fail2ban.files(scratch.settings, named(scratch.settings).values()))
     commands = stream(scratch)
     assert ["add", "sshd", "systemd"] in commands
     assert ["add", "sonarr", "auto"] in commands
@@ -401,7 +414,7 @@ case $* in "add table"*) rm -f {scratch.root}/flushed ;; esac
         Path(path).parent.mkdir(parents=True)
         Path(path).touch()
     chosen = [jails[name] for name in ("sonarr", "jellyfin", "recidive")]
-    scratch.write(fail2ban.files(scratch.settings, POLICY, chosen))
+    scratch.write(fail2ban.files(scratch.settings, chosen))
     (scratch.configuration / "jail.d/defaults-debian.conf").unlink()
     database = scratch.configuration / "fail2ban.d/scratch.local"
     database.write_text(f"[Definition]\ndbfile = {scratch.root}/bans.sqlite3\n")
@@ -440,7 +453,7 @@ def test_an_attacker_is_banned_and_the_home_network_the_containers_and_loopback_
     spared = (HOME4, HOME6, "127.0.0.1", "172.30.0.4")
     # These first: once the attackers are banned, their lines have been read.
     arr_failures(log, *spared, times=50)
-    arr_failures(log, "198.51.100.7", times=POLICY.max_retry - 1)
+    arr_failures(log, "198.51.100.7", times=server.scratch.settings.fail2ban_max_retry - 1)
     arr_failures(log, ATTACKER4, ATTACKER6)
     server.wait_for_ban("sonarr", ATTACKER4)
     server.wait_for_ban("sonarr", ATTACKER6)
@@ -502,6 +515,19 @@ def test_a_log_that_is_gone_does_not_keep_fail2ban_from_loading_the_other_jails(
     assert server.scratch.client("reload").returncode == 0
     (server.scratch.root / fail2ban.ANCHOR_PATH.removeprefix("/")).unlink()
     assert server.scratch.client("reload").returncode != 0
+
+
+def test_a_service_that_has_written_no_log_yet_has_its_jail_and_is_heard_after_a_reload(scratch: Scratch) -> None:
+    jails = tuple(named(scratch.settings).values())
+    scratch.write(fail2ban.files(scratch.settings, jails))
+    log = Path(named(scratch.settings)["sonarr"].log)
+    assert not log.exists()
+    commands = stream(scratch)
+    anchor = str(scratch.root) + fail2ban.ANCHOR_PATH
+    assert [c[3] for c in commands if c[:3] == ["set", "sonarr", "addlogpath"]] == [anchor]
+    log.parent.mkdir(parents=True)
+    log.touch()
+    assert [c[3] for c in stream(scratch) if c[:3] == ["set", "sonarr", "addlogpath"]] == [str(log), anchor]
 
 
 def test_after_somebody_flushed_the_ruleset_the_next_ban_makes_the_chain_anew(server: Server) -> None:

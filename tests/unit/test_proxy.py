@@ -1,6 +1,7 @@
 """The Caddyfile, judged by the real Caddy: well formed, valid, and refusing whom it must refuse."""
 
 import http.client
+import json
 import re
 import socket
 import ssl
@@ -18,7 +19,8 @@ import pytest
 
 from mediahost import config
 from mediahost.catalog import load_catalog
-from mediahost.render.proxy import caddyfile, render_proxy
+from mediahost.render.fail2ban import TEMPLATES
+from mediahost.render.proxy import ACCESS_LOG, caddyfile, render_proxy
 from mediahost.stack import build_stack
 
 CATALOG = load_catalog()
@@ -34,6 +36,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"domain": "example.org", "proxy_tls": "off"},
     {"firewall_lan": ["192.168.1.0/24", "fd00::/8"]},
     {"docker_address_pools": []},
+    {"fail2ban": False},
     {"services_disabled": ["bazarr", "seerr"], "service_overrides": {"sonarr": {"route": "none"}}},
 ]
 
@@ -46,7 +49,7 @@ def text(**data: Any) -> str:
 @pytest.mark.parametrize("data", VARIANTS)
 def test_caddy_finds_the_file_valid_and_well_formatted(tmp_path: Path, data: dict[str, Any]) -> None:
     path = tmp_path / "Caddyfile"
-    path.write_text(text(**data))
+    path.write_text(text(**data).replace(ACCESS_LOG, str(tmp_path / "access.log")))
     formatted = subprocess.run([CADDY, "fmt", path], capture_output=True, text=True, check=True).stdout
     assert formatted == path.read_text()
     done = validate(path, tmp_path)
@@ -55,7 +58,8 @@ def test_caddy_finds_the_file_valid_and_well_formatted(tmp_path: Path, data: dic
 
 def test_caddy_refuses_a_broken_file(tmp_path: Path) -> None:
     path = tmp_path / "Caddyfile"
-    path.write_text(text().replace("reverse_proxy sonarr", "reverse_prxy sonarr"))
+    sound = text().replace(ACCESS_LOG, str(tmp_path / "access.log"))
+    path.write_text(sound.replace("reverse_proxy sonarr", "reverse_prxy sonarr"))
     assert validate(path, tmp_path).returncode != 0
 
 
@@ -123,7 +127,7 @@ def running(directory: Path, **data: Any) -> Iterator[tuple[int, int]]:
     upstream = ThreadingHTTPServer(("127.0.0.1", 0), _Upstream)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
     http_port, https_port = free_port(), free_port()
-    content = text(**data)
+    content = text(**data).replace(ACCESS_LOG, str(directory / "access.log"))
     content = content.replace(
         "admin localhost:2019", f"admin off\n\thttp_port {http_port}\n\thttps_port {https_port}"
     )
@@ -156,9 +160,9 @@ def running(directory: Path, **data: Any) -> Iterator[tuple[int, int]]:
         upstream.server_close()
 
 
-def get(port: int, name: str) -> http.client.HTTPResponse:
+def get(port: int, name: str, path: str = "/", **headers: str) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", "/", headers={"Host": name})
+    connection.request("GET", path, headers={"Host": name, **headers})
     response = connection.getresponse()
     response.read()
     connection.close()
@@ -182,6 +186,29 @@ def test_a_lan_route_serves_only_the_home_network_and_a_wan_route_everybody(
         assert get(port, "seerr.nas.home.arpa").status == 200
         assert get(port, "unknown.nas.home.arpa").status == 404
         assert get(port, "127.0.0.1").status == 404
+
+
+def test_the_access_log_tells_who_was_refused_and_no_key_and_is_what_the_jail_s_filter_reads(tmp_path: Path) -> None:
+    with running(tmp_path, firewall_lan=[ELSEWHERE]) as (port, _):
+        for name, path in (("sonarr", "/api?apikey=s3cret"), ("seerr", "/"), ("unknown", "/")):
+            get(port, f"{name}.nas.home.arpa", path, **{"X-Api-Key": "s3cret", "Cookie": "a=s3cret"})
+    log = (tmp_path / "access.log").read_text()
+    assert [json.loads(line)["status"] for line in log.splitlines()] == [403, 200]
+    assert json.loads(log.splitlines()[0])["request"]["uri"] == "/api"
+    assert "s3cret" not in log
+    rule = re.search(r"^failregex = (.*)$", (TEMPLATES / "filter.d/mediahost-caddy.conf").read_text(), re.MULTILINE)
+    assert rule
+    # As Fail2Ban sees a line: without its time.
+    seen = [re.sub(r'^\{"level":"(?:info|error)","ts":[\d.]*', "", line) for line in log.splitlines()]
+    failure = re.compile(rule[1].replace("<ADDR>", r"(?P<address>[\d.]+)"))
+    found = [failure.search(line) for line in seen]
+    assert [match and match["address"] for match in found] == ["127.0.0.1", None]
+
+
+def test_without_fail2ban_nothing_is_logged(tmp_path: Path) -> None:
+    with running(tmp_path, fail2ban=False) as (port, _):
+        get(port, "seerr.nas.home.arpa")
+    assert not (tmp_path / "access.log").exists()
 
 
 def test_answers_carry_security_headers_and_do_not_name_the_server(tmp_path: Path) -> None:
