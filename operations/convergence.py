@@ -149,7 +149,8 @@ def _command(step: Step) -> StringCommand:
         arguments["_stdin"] = step.stdin
     if step.timeout is not None:
         arguments["_timeout"] = step.timeout
-    return StringCommand("sh", "-c", shlex.quote(lock.alone(step.command)), **arguments)
+    # A hardened host gives logins the umask 027, and some versions of sudo pass it on to root.
+    return StringCommand("sh", "-c", shlex.quote(lock.alone(f"umask 022\n{step.command}")), **arguments)
 
 
 def _refusal(message: str) -> FunctionCommand:
