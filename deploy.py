@@ -1,6 +1,20 @@
 """The run, top to bottom, one line a stage: pyinfra inventories/home.py deploy.py"""
 
-from operations import base, compose, docker, fail2ban, guard, hardening, manifest, run, ssh, storage, ufw, users, verify
+from operations import (
+    base,
+    compose,
+    docker,
+    fail2ban,
+    guard,
+    hardening,
+    manifest,
+    run,
+    ssh,
+    storage,
+    ufw,
+    users,
+    verify,
+)
 
 wanted = run.begin()  # validate: every host, before any is changed
 settings = wanted.settings

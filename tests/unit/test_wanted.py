@@ -8,7 +8,7 @@ import pytest
 
 from mediahost.catalog import load_catalog
 from mediahost.config import ConfigError, read
-from mediahost.render import base, docker, ssh, users
+from mediahost.render import base, docker, hardening, ssh, users
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted, build
 from tests.unit.test_config import KEY
@@ -81,6 +81,9 @@ def test_shared_files_of_the_host_are_never_owned() -> None:
         ({"ntp_servers": []}, base.TIMESYNCD_PATH),
         ({"admins": {}}, users.SUDOERS_PATH),
         ({"docker_version": None}, docker.PIN_PATH),
+        ({"audit": False}, hardening.AUDIT_PATH),
+        ({"hardening": False}, hardening.SYSCTL_PATH),
+        ({"hardening_disabled": ["sudo", "umask"]}, hardening.SUDO_PATH),
     ],
 )
 def test_what_is_switched_off_is_not_owned_any_more(data: dict[str, Any], path: str) -> None:
@@ -89,9 +92,12 @@ def test_what_is_switched_off_is_not_owned_any_more(data: dict[str, Any], path: 
     assert path not in wanted(**{**on, **data}).owned
 
 
-def test_the_time_client_depends_on_its_drop_in_and_nothing_else_restarts() -> None:
+def test_the_time_client_and_auditd_depend_on_their_files_and_nothing_else_restarts() -> None:
     found = wanted(ntp_servers=["ntp.example.org"]).owned
-    assert {path: unit for path, unit in found.items() if unit} == {base.TIMESYNCD_PATH: "systemd-timesyncd.service"}
+    assert {path: unit for path, unit in found.items() if unit} == {
+        base.TIMESYNCD_PATH: "systemd-timesyncd.service",
+        hardening.AUDIT_PATH: "auditd.service",
+    }
 
 
 def test_without_services_there_are_no_containers_no_routes_and_no_secrets() -> None:
