@@ -75,10 +75,10 @@ class User:
 
 @dataclass(frozen=True)
 class FirewallRule:
-    """One UFW rule for traffic to this host.
+    """One UFW rule for traffic to this host, or from it when `direction` is "out".
 
-    `source` is a CIDR or "any"; `protocol` "tcp", "udp" or "any"; `port` "22" or a range "6881:6889".
-    `routed` rules filter what is forwarded to containers.
+    `source` is a CIDR or "any", and of an outgoing rule the destination; `protocol` "tcp", "udp" or "any"; `port`
+    "22", a list "80,443", a range "6881:6889" or "any".
     """
 
     port: str
@@ -86,7 +86,7 @@ class FirewallRule:
     source: str = "any"
     action: str = "allow"
     comment: str = ""
-    routed: bool = False
+    direction: str = "in"
 
 
 @dataclass(frozen=True)

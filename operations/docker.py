@@ -132,12 +132,38 @@ def engine_steps(settings: Settings, seen: Snapshot) -> list[Step]:
                 refusal=f'{seen.os.id} {seen.os.codename} ships no Docker Compose v2; set docker_source = "docker"',
             )
         ]
+    refused = backend_steps(settings, seen)
+    if refused:
+        return refused
     sources = source_steps(settings, seen)
     names = packages(settings, seen)
     other = wanted.VENDOR_CONFLICTS if settings.docker_source == "docker" else wanted.VENDOR_PACKAGES
     # The distribution's containerd and runc are its engine's own dependencies, not conflicts.
     steps = apt.install_steps(names, seen, without=[name for name in other if name not in names])
     return sources + (steps or version_steps(settings, seen) or apt.hold_steps(names, settings.docker_hold, seen))
+
+
+def backend_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """A refusal of Docker's nftables backend, which a foreign hand put into daemon.json.
+
+    It has no DOCKER-USER chain (docs.docker.com, firewall-nftables), so nothing there obeys exposure, and UFW's
+    forward policy drops what it publishes.
+    """
+    try:
+        present = json.loads(seen.contents.get(wanted.DAEMON_PATH) or "{}")
+    except json.JSONDecodeError:
+        return []  # told by daemon_steps
+    backend = present.get("firewall-backend") if isinstance(present, dict) else None
+    if backend in (None, "", "iptables") or "firewall-backend" in settings.docker_daemon_extra:
+        return []
+    told = f"{wanted.DAEMON_PATH}: firewall-backend is {backend}"
+    return [
+        Step(
+            told,
+            refusal=f"{told}: published ports could not be filtered there. Delete that key, "
+            "`systemctl restart docker`, then run again; or set that key to iptables in docker_daemon_extra",
+        )
+    ]
 
 
 def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:

@@ -1,8 +1,9 @@
 """Firewall rules from exposure: what UFW lets in to the host, and what DOCKER-USER lets through to containers.
 
 Docker forwards published ports before UFW's input rules see them, so a port needs both: a UFW rule for what
-arrives on the host itself (docker-proxy, IPv6) and a DOCKER-USER rule for what is forwarded. Both are derived
-from the same exposure here, and nowhere else.
+arrives on the host itself (docker-proxy, IPv6) and one for what is forwarded. Both are derived from the same
+exposure here, and nowhere else. The latter stand in a chain of our own, to which DOCKER-USER jumps first: rules of
+others in DOCKER-USER stay, can forbid more and cannot allow what exposure does not.
 """
 
 from __future__ import annotations
@@ -11,14 +12,27 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from mediahost.config import Settings
 from mediahost.resources import FirewallRule
 
+CHAIN = "MEDIAHOST-DOCKER"
+INIT_PATH = "/etc/ufw/after.init"
 AFTER_PATHS = {4: "/etc/ufw/after.rules", 6: "/etc/ufw/after6.rules"}
 BLOCK_BEGIN = "# BEGIN mediahost: published container ports"
 BLOCK_END = "# END mediahost"
 COMMENT = "mediahost"
+# What a host cannot do without: names, time (with NTS), addresses, packages and certificates (HTTP/3 as well).
+_OUTBOUND = (
+    ("53", "any"),
+    ("123", "udp"),
+    ("4460", "tcp"),
+    ("67", "udp"),
+    ("547", "udp"),
+    ("80,443", "tcp"),
+    ("443", "udp"),
+)
 _MOST_PORTS = 15  # iptables-extensions(8), multiport
 
 
@@ -55,7 +69,37 @@ def host_rules(settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterab
                 comment=f"{COMMENT} {extra.get('comment', 'extra')}",
             )
         )
+    rules += _outbound_rules(settings)
     return tuple(dict.fromkeys(rules))
+
+
+def _outbound_rules(settings: Settings) -> list[FirewallRule]:
+    """What may leave the host when nothing else may. Answers and loopback pass by UFW's own before.rules."""
+    if settings.firewall_outbound == "allow":
+        return []
+    allowed = [(port, protocol, "any", "needed") for port, protocol in _OUTBOUND]
+    allowed += [(str(port), "tcp", "any", "packages and images") for port in _download_ports(settings)]
+    # docker-proxy and health checks reach containers from the host itself.
+    allowed += [("any", "any", str(pool["base"]), "containers") for pool in settings.docker_address_pools]
+    allowed += [
+        (
+            str(extra["port"]),
+            str(extra.get("protocol", "tcp")),
+            str(extra.get("destination", "any")),
+            extra.get("comment", "extra"),
+        )
+        for extra in settings.firewall_outbound_allow
+    ]
+    return [
+        FirewallRule(port, protocol, to, comment=f"{COMMENT} out: {why}", direction="out")
+        for port, protocol, to, why in allowed
+    ]
+
+
+def _download_ports(settings: Settings) -> list[int]:
+    """Ports other than 80 and 443 from which packages and images come."""
+    urls = [urlsplit(settings.docker_apt_url), urlsplit(f"https://{settings.registry_prefix}")]
+    return sorted({url.port for url in urls if url.port} - {80, 443})
 
 
 def _exposure_rules(settings: Settings, exposed: list[Exposed]) -> list[FirewallRule]:
@@ -77,7 +121,7 @@ def _exposure_rules(settings: Settings, exposed: list[Exposed]) -> list[Firewall
 
 
 def container_rules(settings: Settings, exposed: Iterable[Exposed], version: int) -> tuple[str, ...]:
-    """Arguments of `-A DOCKER-USER` for IP `version` 4 or 6, in order, without the marking comment."""
+    """Arguments of `-A` in our chain for IP `version` 4 or 6, in order, without the marking comment."""
     rules = [
         "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
         # What was not sent to a published port is Docker's own business.
@@ -99,13 +143,44 @@ def container_rules(settings: Settings, exposed: Iterable[Exposed], version: int
 
 def container_block(settings: Settings, exposed: Iterable[Exposed], version: int) -> str:
     """The block of after.rules that holds `container_rules`; each rule carries a comment that names it."""
-    marked = [f"-A DOCKER-USER {_with_comment(rule, mark)}" for rule, mark in _marks(settings, exposed, version)]
-    return "\n".join((BLOCK_BEGIN, "*filter", ":DOCKER-USER - [0:0]", *marked, "COMMIT", BLOCK_END)) + "\n"
+    marked = [f"-A {CHAIN} {_with_comment(rule, mark)}" for rule, mark in _marks(settings, exposed, version)]
+    return "\n".join((BLOCK_BEGIN, "*filter", f":{CHAIN} - [0:0]", *marked, "COMMIT", BLOCK_END)) + "\n"
 
 
 def container_marks(settings: Settings, exposed: Iterable[Exposed], version: int) -> tuple[str, ...]:
-    """The comments that must stand in DOCKER-USER, in this order: a digest of the set and a number."""
+    """The comments that must stand in our chain, in this order: a digest of the set and a number."""
     return tuple(mark for _, mark in _marks(settings, exposed, version))
+
+
+def init_block() -> str:
+    """The block of after.init that makes DOCKER-USER jump to our chain, first and once.
+
+    UFW runs after.init each time it has loaded its rules: at boot before Docker starts, and at each reload
+    (ufw-framework(8)). A jump in after.rules would be doubled by each reload, and to declare DOCKER-USER there
+    flushes what others put into it.
+    """
+    return _INIT.format(begin=BLOCK_BEGIN, end=BLOCK_END, chain=CHAIN, comment=COMMENT)
+
+
+# Line numbers of `-S` count the chain's own line, so the line of a rule is its number once ours stands before it.
+# Rules of ours that stand in DOCKER-USER itself are of a former version.
+_INIT = """{begin}
+mediahost_jump() {{ # iptables or ip6tables
+  "$1" -w -nL {chain} >/dev/null 2>&1 || return 0
+  "$1" -w -N DOCKER-USER 2>/dev/null || true
+  mediahost_ours=$("$1" -w -S DOCKER-USER | sed -n '/ -j {chain}$/=; /mediahost:[0-9a-f]*:[0-9]/=' | sort -rn)
+  if [ "$mediahost_ours" = 2 ] && "$1" -w -C DOCKER-USER -m comment --comment {comment} -j {chain} 2>/dev/null; then
+    return 0
+  fi
+  "$1" -w -I DOCKER-USER -m comment --comment {comment} -j {chain}
+  for mediahost_line in $mediahost_ours; do "$1" -w -D DOCKER-USER "$mediahost_line"; done
+}}
+if [ "$1" = start ]; then
+  mediahost_jump iptables
+  mediahost_jump ip6tables
+fi
+{end}
+"""
 
 
 def with_block(present: str, block: str) -> str:

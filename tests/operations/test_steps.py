@@ -17,12 +17,10 @@ from facts.snapshot import ContainerState, Os, PackageState, PathState, Snapshot
 from mediahost.config import Settings, read
 from mediahost.render import base as base_artefacts
 from mediahost.render import docker as docker_artefacts
-from mediahost.render import firewall as firewall_artefacts
 from mediahost.render import ssh as ssh_artefacts
 from mediahost.render import users as users_artefacts
-from mediahost.resources import Container, Directory, File, FirewallRule
-from mediahost.stack import ExposedPort
-from operations import apt, base, compose, docker, lock, manifest, ssh, storage, ufw, units, users
+from mediahost.resources import Container, Directory, File
+from operations import apt, base, compose, docker, lock, manifest, ssh, storage, units, users
 from operations.convergence import Step
 from tests.unit.test_config import KEY
 
@@ -166,9 +164,10 @@ def test_a_change_just_before_counts_as_pending() -> None:
 
 def ssh_snapshot(settings: Settings) -> Snapshot:
     return Snapshot(
-        paths=as_present(ssh_artefacts.drop_in(settings)),
+        paths=as_present(ssh_artefacts.drop_in(settings, PLAIN), *HOST_KEYS),
+        contents={f"{ssh_artefacts.RSA_HOST_KEY}.pub": LONG_RSA},
         units={ssh.UNIT: RUNNING},
-        sshd={key: (value,) for key, value in ssh_artefacts.effective(settings).items()},
+        sshd={**ssh_artefacts.effective(settings, PLAIN), "subsystem": ("sftp /usr/lib/openssh/sftp-server",)},
     )
 
 
@@ -517,179 +516,6 @@ def test_a_full_disk_is_refused_before_the_lock_is_taken(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "MiB are free on /" in done.stderr
     assert not path.exists()
-
-
-# --- ufw
-
-SSH4 = "user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in comment=6d65646961686f737420737368"
-SSH6 = "user6.rules ### tuple ### allow tcp 22 ::/0 any ::/0 in comment=6d65646961686f737420737368"
-SSH_RULE = FirewallRule("22", "tcp", comment="mediahost ssh")
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (SSH4, ufw.Tuple(4, "allow", "tcp", "22", "0.0.0.0/0", "0.0.0.0/0", "mediahost ssh", plain=True)),
-        (SSH6, ufw.Tuple(6, "allow", "tcp", "22", "::/0", "::/0", "mediahost ssh", plain=True)),
-        (
-            "user.rules ### tuple ### allow tcp 80,443 0.0.0.0/0 any 192.168.1.0/24 in",
-            ufw.Tuple(4, "allow", "tcp", "80,443", "192.168.1.0/24", "0.0.0.0/0", "", plain=True),
-        ),
-        (
-            "user.rules ### tuple ### limit any any 10.0.0.1 any 0.0.0.0/0 in_eth0",
-            ufw.Tuple(4, "limit", "any", "any", "0.0.0.0/0", "10.0.0.1", "", plain=False),
-        ),
-        (
-            "user.rules ### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 OpenSSH - in",
-            ufw.Tuple(4, "allow", "tcp", "22", "0.0.0.0/0", "0.0.0.0/0", "", plain=False),
-        ),
-        (
-            "user.rules ### tuple ### route:allow tcp 80 0.0.0.0/0 any 0.0.0.0/0 in_eth0!out_eth1",
-            ufw.Tuple(4, "route:allow", "tcp", "80", "0.0.0.0/0", "0.0.0.0/0", "", plain=False),
-        ),
-        ("user.rules ### tuple ### allow", None),
-        ("# nothing", None),
-    ],
-)
-def test_a_line_of_ufws_rule_files_is_understood(line: str, expected: ufw.Tuple | None) -> None:
-    assert ufw.parse_tuple(line) == expected
-
-
-def test_rules_that_are_there_are_no_step() -> None:
-    assert ufw.rule_steps([SSH_RULE], Snapshot(ufw_tuples=(SSH4, SSH6)), prune_foreign=True) == []
-
-
-@pytest.mark.parametrize("present", [(), (SSH4,), (SSH6,)])
-def test_a_rule_missing_in_one_ip_version_is_missing(present: tuple[str, ...]) -> None:
-    steps = ufw.rule_steps([SSH_RULE], Snapshot(ufw_tuples=present), prune_foreign=False)
-    assert told(steps) == ["firewall rule allow in from any to any port 22 proto tcp (mediahost ssh): missing"]
-    assert commands(steps) == (
-        "LC_ALL=C ufw allow in from any to any port 22 proto tcp comment 'mediahost ssh' >/dev/null"
-    )
-
-
-@pytest.mark.parametrize(
-    ("source", "stored"),
-    [
-        ("192.168.1.0/24", "192.168.1.0/24"),
-        ("203.0.113.5/32", "203.0.113.5"),
-        ("fd00::/8", "fd00::/8"),
-        ("fd00::1/128", "fd00::1"),
-    ],
-)
-def test_a_source_is_known_in_the_form_in_which_ufw_stores_it(source: str, stored: str) -> None:
-    """ufw's normalize_address drops the mask of a single host."""
-    version = ("user6.rules", "::/0") if ":" in source else ("user.rules", "0.0.0.0/0")
-    line = f"{version[0]} ### tuple ### allow tcp 22 {version[1]} any {stored} in comment={b'mediahost ssh'.hex()}"
-    rules = [replace(SSH_RULE, source=source)]
-    assert ufw.rule_steps(rules, Snapshot(ufw_tuples=(line,)), prune_foreign=True) == []
-    assert ufw.foreign_rules(rules, Snapshot(ufw_tuples=(line,))) == []
-    assert len(ufw.rule_steps(rules, Snapshot(), prune_foreign=True)) == 1
-
-
-def test_a_rule_under_another_comment_is_told() -> None:
-    steps = ufw.rule_steps([replace(SSH_RULE, comment="mediahost x")], Snapshot(ufw_tuples=(SSH4, SSH6)), False)
-    assert told(steps) == [
-        "firewall rule allow in from any to any port 22 proto tcp (mediahost x): is there under another comment"
-    ]
-
-
-def test_a_rule_of_ours_that_is_not_wanted_goes_a_foreign_one_stays_and_is_told() -> None:
-    foreign = "user.rules ### tuple ### allow tcp 8096 0.0.0.0/0 any 0.0.0.0/0 in"
-    seen = Snapshot(ufw_tuples=(SSH4, SSH6, foreign))
-    assert told(ufw.rule_steps([], seen, prune_foreign=False)) == [
-        "firewall rule allow in from any to any port 22 proto tcp: not wanted any more"
-    ]
-    assert ufw.foreign_rules([], seen) == ["firewall rule allow tcp 8096 from 0.0.0.0/0 is not ours; it stays"]
-    assert len(ufw.rule_steps([], seen, prune_foreign=True)) == 2
-
-
-def test_each_default_policy_that_is_another_is_told() -> None:
-    right = {key: value for key, (value, _) in ufw._DEFAULTS.items()} | {"IPV6": "yes"}
-    assert ufw.default_steps(Snapshot(ufw_defaults=right)) == []
-    wrong = {**right, "DEFAULT_INPUT_POLICY": "ACCEPT", "IPV6": "no"}
-    assert told(ufw.default_steps(Snapshot(ufw_defaults=wrong))) == [
-        "firewall: IPv6 is not filtered",
-        "firewall default incoming: ACCEPT, wanted DROP",
-    ]
-    assert len(ufw.default_steps(Snapshot())) == 4
-
-
-EXPOSED = (ExposedPort(443, "tcp", "wan", "caddy", 443),)
-
-
-def firewalled(settings: Settings, **changes: Any) -> Snapshot:
-    """A host whose firewall is as wanted, with the kernel's rules in place."""
-    contents = {
-        path: firewall_artefacts.with_block("# UFW\n", firewall_artefacts.container_block(settings, EXPOSED, version))
-        for version, path in firewall_artefacts.AFTER_PATHS.items()
-    }
-    tuples = [
-        f"{'user6' if version == 6 else 'user'}.rules ### tuple ### {action} {protocol} {port} "
-        f"{'::/0' if version == 6 else '0.0.0.0/0'} any {source} in comment={rule.comment.encode().hex()}"
-        for (version, action, protocol, port, source), rule in ufw.expected_tuples(
-            firewall_artefacts.host_rules(settings, EXPOSED, (22,))
-        ).items()
-    ]
-
-    def live(version: int, prefix: str) -> tuple[str, ...]:
-        marks = firewall_artefacts.container_marks(settings, EXPOSED, version)
-        rules = [f"-A DOCKER-USER -m comment --comment {mark} -j RETURN" for mark in marks]
-        return (f"-A INPUT -j {prefix}-before-input", *rules)
-
-    found = Snapshot(
-        packages={"ufw": INSTALLED},
-        contents=contents,
-        paths=as_present(*(File(path, text.encode(), mode="0640") for path, text in contents.items())),
-        ufw_enabled=True,
-        ufw_defaults={key: value for key, (value, _) in ufw._DEFAULTS.items()} | {"IPV6": "yes"},
-        ufw_tuples=tuple(tuples),
-        iptables=live(4, "ufw"),
-        ip6tables=live(6, "ufw6"),
-    )
-    return replace(found, **changes)
-
-
-def test_a_firewall_as_wanted_is_no_step() -> None:
-    assert ufw.steps(Settings(), EXPOSED, firewalled(Settings())) == []
-
-
-def test_rules_flushed_from_the_kernel_are_loaded_again() -> None:
-    steps = ufw.steps(Settings(), EXPOSED, firewalled(Settings(), iptables=(), ip6tables=()))
-    assert "IPv4 DOCKER-USER, IPv4 input, IPv6 DOCKER-USER, IPv6 input" in told(steps)[0]
-
-
-def test_another_order_of_the_kernels_rules_is_not_as_wanted() -> None:
-    seen = firewalled(Settings())
-    turned = (seen.iptables[0], *reversed(seen.iptables[1:]))
-    assert ufw.steps(Settings(), EXPOSED, replace(seen, iptables=turned)) != []
-
-
-def test_ssh_is_let_in_before_the_firewall_is_switched_on() -> None:
-    seen = firewalled(Settings(), ufw_enabled=False, ufw_tuples=(), ssh_port=2222)
-    text = commands(ufw.steps(Settings(), EXPOSED, seen))
-    assert text.index("port 22 ") < text.index("ufw --force enable")
-    assert text.index("port 2222 ") < text.index("ufw --force enable")
-
-
-def test_an_edited_block_is_put_back_and_loaded() -> None:
-    path = firewall_artefacts.AFTER_PATHS[4]
-    seen = firewalled(Settings())
-    edited = replace(
-        seen, contents={**seen.contents, path: "# UFW\n"}, paths={**seen.paths, path: directory("640", "file")}
-    )
-    changes = told(ufw.steps(Settings(), EXPOSED, edited))
-    assert changes[0].startswith(f"{path}: content differs")
-    assert changes[-1] == "firewall: rules changed, are loaded"
-
-
-def test_ufws_own_files_come_back_from_its_package() -> None:
-    path = firewall_artefacts.AFTER_PATHS[6]
-    seen = firewalled(Settings())
-    lost = replace(seen, contents={key: text for key, text in seen.contents.items() if key != path})
-    steps = ufw.steps(Settings(), EXPOSED, lost)
-    assert told(steps) == [f"{path}: missing, UFW's package restores it"]
-    sound(steps)
 
 
 # --- all stages

@@ -388,7 +388,7 @@ def test_each_rule_of_the_block_carries_the_digest_of_the_set_and_its_number() -
     assert len(added) == len(marks) == len(firewall.container_rules(wanted, exposed, 4))
     for line, mark, rule in zip(added, marks, firewall.container_rules(wanted, exposed, 4), strict=True):
         matches, _, target = rule.rpartition("-j ")
-        assert line == f"-A DOCKER-USER {matches}-m comment --comment {mark} -j {target}"
+        assert line == f"-A MEDIAHOST-DOCKER {matches}-m comment --comment {mark} -j {target}"
     assert [mark.rpartition(":")[2] for mark in marks] == [str(number) for number in range(len(marks))]
 
 
