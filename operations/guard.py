@@ -162,11 +162,9 @@ def roll_back(target: Host) -> None:
     if done:
         told = "what was changed for SSH, sudo or the firewall has been put back to what it was before"
     else:
-        told = (
-            f"the host puts SSH, sudo and the firewall back to what they were by itself, at {clock} at the latest"
-        )
+        told = f"the host puts SSH, sudo and the firewall back to what they were by itself, at {clock} at the latest"
     logger.error(f"{target.print_prefix}{told}")
-    report.event("rolled back", host=target.name, what=told)
+    report.event("notice", host=target.name, what=told)
 
 
 class PutBackOnError(BaseStateCallback):
@@ -263,7 +261,10 @@ rm -f "$directory/armed" {wanted}
 date '+%F %T %Z' >"$directory/done"
 rm -rf "$directory/before"
 sync -f "$directory"
-logger -t mediahost 'unproven change of SSH, sudo or firewall put back' 2>/dev/null || true
+# Who cannot log in stands before the screen.
+told='mediahost: a change of SSH, sudo or firewall that no login had proven was put back'
+logger -t mediahost "$told" 2>/dev/null || true
+printf '%s\\n' "$told" >/dev/console 2>/dev/null || true
 if [ "${{1:-}}" != boot ]; then systemctl stop mediahost-rollback.timer 2>/dev/null || true; fi
 exit 0
 """

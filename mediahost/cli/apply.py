@@ -60,6 +60,7 @@ def _as_json(outcome: runner.Outcome) -> dict[str, object]:
         "changes": [
             {"host": host, "operation": operation, "what": what} for host, operation, what in outcome.changes
         ],
+        "refused": [{"host": host, "what": what} for host, what in outcome.refused],
         "notices": [{"host": host, "what": what} for host, what in outcome.notices],
         "seconds": round(outcome.seconds, 2),
     }
@@ -75,6 +76,10 @@ def _report(console: Console, outcome: runner.Outcome) -> None:
             continue
         told = f"{len(changed - set(failed))} changed, {len(done - changed)} unchanged, {len(failed)} failed"
         console.print(f"{host}: {told}", style="red" if failed else None)
-    if outcome.exit_code:
+    for host, what in outcome.refused:
+        console.print(f"{host}: {what}", markup=False, style="red")
+    # What pyinfra printed is for failures that nobody foresaw; it ends with a table, not with the reason.
+    refused = {host for host, _ in outcome.refused}
+    if outcome.exit_code and not (outcome.failed and {host for host, _ in outcome.failed} <= refused):
         console.print(runner.reason(outcome), markup=False)
     console.print(f"{outcome.seconds:.1f} s")
