@@ -79,6 +79,8 @@ def _flat(plan: Wanted, machine: Machine) -> Resources:
     for version, path in firewall.AFTER_PATHS.items():
         block = firewall.container_block(settings, exposed, version)
         ours.append(File(path, firewall.with_block(_read(machine, path), block).encode(), mode="0640"))
+    init = firewall.with_block(_read(machine, firewall.INIT_PATH), firewall.init_block())
+    ours.append(File(firewall.INIT_PATH, init.encode(), mode="0750"))
     ours += [keys_file(user, _read(machine, keys_path(user))) for user in accounts if user.home]
     engine = docker.VENDOR_PACKAGES if settings.docker_source == "docker" else docker.distro_packages("debian", "")
     rules = firewall.host_rules(settings, exposed, ())
@@ -129,13 +131,14 @@ def _host_files(settings: Settings, machine: Machine) -> list[File]:
 
 
 def _tuples(rules: tuple[FirewallRule, ...]) -> list[str]:
-    """`user.rules|user6.rules ACTION PROTOCOL PORT DESTINATION SOURCE-PORT SOURCE in comment=HEX`."""
+    """`user.rules|user6.rules ACTION PROTOCOL PORT DESTINATION SOURCE-PORT SOURCE in|out comment=HEX`."""
     lines = []
-    for (version, action, protocol, port, source), rule in expected_tuples(rules).items():
+    for (version, action, protocol, port, remote, way), rule in expected_tuples(rules).items():
         anywhere = "0.0.0.0/0" if version == 4 else "::/0"
         file = "user.rules" if version == 4 else "user6.rules"
         comment = f" comment={rule.comment.encode().hex()}" if rule.comment else ""
-        lines.append(f"{file} {action} {protocol} {port} {anywhere} any {source} in{comment}")
+        ends = f"{anywhere} any {remote}" if way == "in" else f"{remote} any {anywhere}"
+        lines.append(f"{file} {action} {protocol} {port} {ends} {way}{comment}")
     return lines
 
 

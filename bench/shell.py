@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from bench.resources import Resources
 from lab.machine import Machine
+from mediahost.render.firewall import CHAIN
 from mediahost.resources import Directory, File
 
 _HEAD = """#!/bin/sh
@@ -113,7 +114,7 @@ def controls(wanted: Resources) -> Iterable[tuple[str, str, str]]:
     yield user, f"gpasswd -d {user} {group}", f"gpasswd -a {user} {group}"
     yield mark, f"sed -i.kept 's/{mark}/00/' {rules}", f"mv {rules}.kept {rules}"
     rule = wanted.chain_marks[4][-1]
-    yield rule, f"iptables -D DOCKER-USER {len(wanted.chain_marks[4])}", "ufw reload"
+    yield rule, f"iptables -D {CHAIN} {len(wanted.chain_marks[4])}", "ufw reload"
     yield container, f"docker kill mediahost-{container}-1", f"docker start mediahost-{container}-1"
 
 
@@ -172,8 +173,8 @@ def _firewall(wanted: Resources) -> Iterable[str]:
     )
     for program, version in (("iptables", 4), ("ip6tables", 6)):
         yield _same(
-            f"{program} DOCKER-USER",
-            f"{program} -S DOCKER-USER | sed -n 's/.*--comment \"\\{{0,1\\}}\\(mediahost:[^ \"]*\\).*/\\1/p'",
+            f"{program} {CHAIN}",
+            f"{program} -S {CHAIN} | sed -n 's/.*--comment \"\\{{0,1\\}}\\(mediahost:[^ \"]*\\).*/\\1/p'",
             wanted.chain_marks[version],
             ordered=True,
         )

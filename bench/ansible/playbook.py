@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from bench.resources import Resources
+from mediahost.render.firewall import CHAIN
 
 Task = dict[str, Any]
 
@@ -80,7 +81,7 @@ def _tasks(wanted: Resources) -> Iterable[Task]:
     tuples = [line.partition(" ")[2] for line in wanted.tuples]
     yield _asked("firewall rules", "cat /etc/ufw/user.rules /etc/ufw/user6.rules", tuples)
     for program, version in (("iptables", 4), ("ip6tables", 6)):
-        yield _asked(f"rules in the kernel ({program})", f"{program} -S DOCKER-USER", wanted.chain_marks[version])
+        yield _asked(f"rules in the kernel ({program})", f"{program} -S {CHAIN}", wanted.chain_marks[version])
     form = '{{.Image}} {{.Label "mediahost.hash"}} {{.State}}'
     yield _asked(
         "containers",

@@ -43,6 +43,7 @@ def command(inventory: Path, output: Path) -> None:
                 base.timesyncd_file(each),
                 users.sudoers(each),
                 ssh.drop_in(each),
+                ssh.banner_file(each),
                 docker.daemon_file(each, None),
                 docker.pin_file(each),
                 *plan.stack_files,
@@ -51,6 +52,7 @@ def command(inventory: Path, output: Path) -> None:
             for version, path in firewall.AFTER_PATHS.items():
                 block = firewall.container_block(each, plan.stack.exposed_ports, version)
                 files.append(File(f"{path}.block", block.encode()))
+            files.append(File(f"{firewall.INIT_PATH}.block", firewall.init_block().encode()))
             written = [file for file in files if file is not None and not file.secret]
             for file in written:
                 _write(output / host, file)

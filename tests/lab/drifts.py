@@ -80,6 +80,21 @@ DRIFTS = (
         ("firewall | ufw: firewall rules in the kernel: IPv4 DOCKER-USER not as wanted",),
     ),
     Drift(
+        "our chain before Docker's flushed",
+        "ip6tables -F MEDIAHOST-DOCKER",
+        ("firewall | ufw: firewall rules in the kernel: IPv6 MEDIAHOST-DOCKER not as wanted",),
+    ),
+    Drift(
+        "an administrator's account closed",
+        "usermod -e 1 alice",
+        ("users | accounts: user alice: account closes on day 1 after 1970-01-01, wanted: account does not expire",),
+    ),
+    Drift(
+        "a home that others can write to",
+        "chmod 0777 /home/alice",
+        ("users | keys: /home/alice: mode is 0777, sshd does not read keys where others can write",),
+    ),
+    Drift(
         "a default policy changed",
         "ufw default allow incoming >/dev/null",
         ("firewall | ufw: firewall default incoming: ACCEPT, wanted DROP",),

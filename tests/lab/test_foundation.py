@@ -63,10 +63,12 @@ def test_passwords_are_refused_and_keys_are_taken(home: Home) -> None:
 def test_the_firewall_is_on_and_survives_a_docker_restart(home: Home) -> None:
     machine = home.machine
     assert "Status: active" in machine.run("sudo ufw status").stdout
-    before = machine.run("sudo iptables -S DOCKER-USER").stdout
+    chains = "sudo iptables -S DOCKER-USER && sudo iptables -S MEDIAHOST-DOCKER"
+    before = machine.run(chains).stdout
     assert before.count("mediahost:") > 10
+    assert before.splitlines()[1].endswith("-j MEDIAHOST-DOCKER")
     machine.run("sudo systemctl restart docker")
-    assert machine.run("sudo iptables -S DOCKER-USER").stdout == before
+    assert machine.run(chains).stdout == before
 
 
 def test_services_answer_from_the_lan_as_exposed(home: Home) -> None:

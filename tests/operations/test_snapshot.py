@@ -190,6 +190,29 @@ def test_the_collector_opens_nothing_for_writing_and_removes_nothing(state: Path
     assert [line for line in written if not any(name in line for name in allowed) and "= -1" not in line] == []
 
 
+@needs_dpkg
+def test_keys_are_looked_for_where_passwd_says_and_no_hash_is_printed(state: Path, tmp_path: Path) -> None:
+    seen = look(users=["root"], key_users=["root"])
+    home = seen.users["root"].home
+    assert seen.paths[home].kind == "directory"
+    assert (f"{home}/.ssh" in seen.paths) == Path(home, ".ssh").exists()
+    assert home not in look(users=["root"]).paths
+    output = "\n".join(collect(Request(users=frozenset({"root"}), key_users=frozenset({"root"}))))
+    hashes = [line.split(":")[1] for line in Path("/etc/shadow").read_text().splitlines()] if os.getuid() == 0 else []
+    assert not [each for each in hashes if len(each) > 3 and each in output]
+
+
+@needs_dpkg
+def test_administrators_of_earlier_runs_are_looked_at_and_a_damaged_record_runs_nothing(state: Path) -> None:
+    (state / "admins").write_text("root adm,sudo\nmail\n$(id) x\nbad `id`\n\n")
+    seen = look()
+    assert seen.admins == {"root": frozenset({"adm", "sudo"}), "mail": frozenset()}
+    assert {"root", "mail"} <= set(seen.users)
+    assert "adm" in seen.groups
+    (state / "admins").unlink()
+    assert look().admins == {}
+
+
 # --- the parser
 
 RECORDED = """\

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import string
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -524,3 +525,45 @@ def test_any_choice_of_services_becomes_settings_or_a_configuration_error(data: 
     except ConfigError as error:
         told = str(error)
         assert "nas: " in told  # noqa: PT017 - not raising is as good
+
+
+# --- administrators in their long form
+
+
+@pytest.mark.parametrize(
+    ("account", "key", "mend"),
+    [
+        ({"keyz": [KEY]}, "admins.me.keyz", "{keys, groups, expires, sudo}"),
+        ({"keys": ["/no/such.pub"]}, "admins.me.keys", "ssh-keygen"),
+        ({"expires": "soon"}, "admins.me.expires", "2027-01-31"),
+        ({"groups": ["Docker"]}, "admins.me.groups.0", "lower-case"),
+        ({"groups": ["root"]}, "admins.me.groups", "use sudo"),
+        ({"sudo": "perhaps"}, "admins.me.sudo", "boolean"),
+        (5, "admins.me", "dictionary"),
+    ],
+)
+def test_a_wrong_account_is_told_under_the_key_the_user_wrote(account: Any, key: str, mend: str) -> None:
+    told = the_problem(admins={"me": account})
+    assert told.startswith(f"nas: {key} =")
+    assert mend in told
+
+
+def test_both_forms_of_an_administrator_mean_the_same() -> None:
+    short, long = (read("nas", {"admins": {"me": form}}).administrators["me"] for form in ([KEY], {"keys": [KEY]}))
+    assert (short.keys, short.groups, short.expires, short.sudo) == (long.keys, long.groups, long.expires, long.sudo)
+    assert read("nas", {"admins": {"me": {"expires": "2027-01-31"}}}).administrators["me"].expires == date(
+        2027, 1, 31
+    )
+
+
+def test_an_account_that_the_run_comes_in_as_keeps_login_and_sudo() -> None:
+    for account, key in (({"sudo": False}, "admins.me.sudo"), ({"expires": "2020-01-01"}, "admins.me.expires")):
+        data = {"admins": {"me": {"keys": [KEY], **account}}}
+        with pytest.raises(ConfigError, match=key):
+            check_all({"nas": {**data, "ssh_user": "me"}}, {})
+        assert check_all({"nas": {**data, "ssh_user": "other"}}, {})
+
+
+def test_dockers_nftables_backend_is_bad_input() -> None:
+    assert "DOCKER-USER" in the_problem(docker_daemon_extra={"firewall-backend": "nftables"})
+    assert read("nas", {"docker_daemon_extra": {"firewall-backend": "iptables"}})
