@@ -237,7 +237,6 @@ CONTROLS = (
             Assignment("/etc/login.defs", "PASS_MIN_DAYS", "1", "\t"),
             Assignment("/etc/login.defs", "SHA_CRYPT_MIN_ROUNDS", "65536", " "),
             Assignment("/etc/login.defs", "SHA_CRYPT_MAX_ROUNDS", "65536", " "),
-            Assignment("/etc/login.defs", "LOG_OK_LOGINS", "yes", "\t\t"),
         ),
     ),
     Control(
