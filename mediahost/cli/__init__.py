@@ -13,6 +13,7 @@ _VERBS = {
     "render": "mediahost.cli.render",
     "plan": "mediahost.cli.plan",
     "apply": "mediahost.cli.apply",
+    "bans": "mediahost.cli.bans",
     "secrets": "mediahost.cli.secrets",
     "lab": "lab.cli",
 }
