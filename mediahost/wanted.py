@@ -60,6 +60,7 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
     optional = [users.sudoers(settings), docker.pin_file(settings), proxy_file]
     seeds = {file.path for file in artefacts.files if file.once}
     owned = {file.path: "" for file in (*host_files, *artefacts.files, *filter(None, optional))}
+    owned |= dict.fromkeys(ssh.owned_paths(settings), "")
     timesyncd = base.timesyncd_file(settings)
     if timesyncd is not None:
         owned[timesyncd.path] = "systemd-timesyncd.service"

@@ -159,59 +159,6 @@ def test_a_change_just_before_counts_as_pending() -> None:
     assert len(units.steps("x.service", seen, changed=True)) == 1
 
 
-# --- ssh
-
-
-def ssh_snapshot(settings: Settings) -> Snapshot:
-    return Snapshot(
-        paths=as_present(ssh_artefacts.drop_in(settings, PLAIN), *HOST_KEYS),
-        contents={f"{ssh_artefacts.RSA_HOST_KEY}.pub": LONG_RSA},
-        units={ssh.UNIT: RUNNING},
-        sshd={**ssh_artefacts.effective(settings, PLAIN), "subsystem": ("sftp /usr/lib/openssh/sftp-server",)},
-    )
-
-
-def test_a_hardened_server_is_no_step() -> None:
-    assert ssh.steps(Settings(), ssh_snapshot(Settings())) == []
-
-
-def test_a_server_behind_its_socket_needs_no_running_service() -> None:
-    seen = ssh_snapshot(Settings())
-    by_socket = {ssh.UNIT: replace(RUNNING, active="inactive"), ssh.SOCKET: RUNNING}
-    assert ssh.steps(Settings(), replace(seen, units=by_socket)) == []
-    assert ssh.steps(Settings(), replace(seen, units={ssh.UNIT: by_socket[ssh.UNIT]})) != []
-
-
-def test_an_edited_drop_in_is_put_right_and_the_server_reloaded_after_a_test() -> None:
-    steps = ssh.steps(Settings(), replace(ssh_snapshot(Settings()), paths={}))
-    assert told(steps) == [
-        f"{ssh_artefacts.DROP_IN_PATH}: missing",
-        "ssh.service: runs with an older configuration, is reloaded (sessions go on)",
-    ]
-    assert steps[-1].command.splitlines()[0] == "/usr/sbin/sshd -t"
-    sound(steps)
-
-
-def test_a_reload_that_is_owed_is_made() -> None:
-    seen = replace(ssh_snapshot(Settings()), pending=frozenset({ssh.UNIT}))
-    assert told(ssh.steps(Settings(), seen)) == [
-        "ssh.service: runs with an older configuration, is reloaded (sessions go on)"
-    ]
-
-
-def test_a_setting_that_another_file_overrules_is_refused_with_the_way_to_find_it() -> None:
-    seen = ssh_snapshot(Settings())
-    overruled = replace(seen, sshd={**seen.sshd, "passwordauthentication": ("yes",)})
-    steps = ssh.steps(Settings(), overruled)
-    assert told(steps) == ["sshd: passwordauthentication is yes, wanted no"]
-    assert "grep -rn passwordauthentication /etc/ssh" in refusal(steps)
-
-
-def test_a_second_port_beside_the_wanted_one_is_not_refused() -> None:
-    seen = ssh_snapshot(Settings())
-    assert ssh.steps(Settings(), replace(seen, sshd={**seen.sshd, "port": ("2222", "22")})) == []
-
-
 # --- storage
 
 MEDIA_DIRECTORY = Directory("/data/media", "13000", "13000", "2775")

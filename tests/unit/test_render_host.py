@@ -113,34 +113,6 @@ def test_unattended_upgrades_reboot_only_when_told_and_leave_the_engine_alone() 
     assert "docker-ce" not in told
 
 
-# --- ssh
-
-
-def test_the_drop_in_says_what_must_be_in_effect() -> None:
-    wanted = given_settings(sshd_port=2222, sshd_max_auth_tries=3, sshd_login_grace_time=20)
-    said = {
-        key.lower(): value for key, value in (line.split(" ", 1) for line in lines(ssh.drop_in(wanted).content)[1:])
-    }
-    expected = ssh.effective(wanted)
-    expected["permitrootlogin"] = "prohibit-password"  # what `sshd -T` calls without-password
-    assert said == expected
-    assert (said["port"], said["maxauthtries"], said["logingracetime"]) == ("2222", "3", "20")
-
-
-@pytest.mark.parametrize(("wanted", "shown"), [("no", "no"), ("prohibit-password", "without-password")])
-def test_root_never_logs_in_with_a_password(wanted: str, shown: str) -> None:
-    found = given_settings(sshd_permit_root_login=wanted)
-    assert ssh.effective(found)["permitrootlogin"] == shown
-    assert ssh.effective(found)["passwordauthentication"] == "no"
-
-
-def test_the_drop_in_is_read_before_that_of_cloud_init_and_checked_before_it_counts() -> None:
-    file = ssh.drop_in(Settings())
-    assert file.path.rpartition("/")[2] < "50-cloud-init.conf"
-    assert file.check == "/usr/sbin/sshd -t -f {}"
-    assert file.mode == "0600"
-
-
 # --- users
 
 
