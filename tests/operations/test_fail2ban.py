@@ -142,6 +142,14 @@ def test_a_unit_that_does_not_run_or_is_not_enabled_is_told(unit: str, state: di
     assert change.startswith(f"{unit}: ")
 
 
+def test_a_timer_that_systemd_has_not_read_yet_is_made_known_first() -> None:
+    wanted = plan()
+    seen = as_wanted(wanted)
+    unread = {**seen.units, artefacts.RELOAD_TIMER: UnitState("not-found", "inactive", "dead", "", False)}
+    steps = fail2ban.steps(wanted, replace(seen, units=unread))
+    assert steps[0].command == "systemctl daemon-reload"
+
+
 # --- switched off
 
 
