@@ -96,11 +96,11 @@ def algorithms(settings: Settings, server: Server) -> dict[str, tuple[str, ...]]
     """
     strict = settings.sshd_crypto_policy == "strict"
     older = _ML_KEM not in server.algorithms.get("kex", ())
-    exchanges = _POST_QUANTUM
-    if older or not strict:
-        exchanges += _CURVE25519
-    if older and strict:
-        exchanges += _FINITE_FIELD
+    exchanges = (
+        *_POST_QUANTUM,
+        *(_CURVE25519 if older or not strict else ()),
+        *(_FINITE_FIELD if older and strict else ()),
+    )
     signatures = (*_CERTIFICATES, *_SIGNATURES)
     wanted = {
         "KexAlgorithms": ("kex", exchanges),
