@@ -411,12 +411,40 @@ WAIVERS = (
     ),
     Waiver(
         "a malware scanner",
-        ("Lynis HRDN-7230",),
+        ("Lynis HRDN-7230", "Lynis MALW-3280"),
         "rkhunter and its like give false alarms on hosts with containers; debsums, auditd and AIDE look at the same "
         "files with known sums.",
     ),
     Waiver("process accounting", ("Lynis ACCT-9622",), "auditd records what matters; acct records every process."),
     Waiver("logs on another host", ("Lynis LOGG-2154",), "A home has one server; give journald a remote yourself."),
+    Waiver(
+        "accounts locked after wrong passwords (pam_faillock)",
+        ("CIS 5.3.2.2", "Lynis AUTH-9408"),
+        "SSH takes keys only; whoever types at sudo wrongly on purpose would lock the administrator out.",
+    ),
+    Waiver(
+        "expiry dates, no locked accounts",
+        ("Lynis AUTH-9282", "Lynis AUTH-9284"),
+        "Accounts without a password are how this is meant to be; `expires` of an administrator ends an account.",
+    ),
+    Waiver(
+        "every systemd unit sandboxed",
+        ("Lynis BOOT-5264",),
+        "The units are the distribution's; services run in containers, which drop capabilities.",
+    ),
+    Waiver("sysstat", ("Lynis ACCT-9626",), "The monitoring stage collects the same figures."),
+    Waiver(
+        "apt-show-versions, a package audit tool",
+        ("Lynis PKGS-7394", "Lynis PKGS-7398"),
+        "Security updates install themselves.",
+    ),
+    Waiver(
+        "no firewall rule without hits",
+        ("Lynis FIRE-4513",),
+        "UFW makes its chains in advance; that a rule was never hit is no fault.",
+    ),
+    Waiver("a configuration management agent", ("Lynis TOOL-5002",), "pyinfra leaves nothing on the host to find."),
+    Waiver("a DNS domain of the host's own", ("Lynis NAME-4028",), "Home networks have none."),
     Waiver(
         "libpam-tmpdir, apt-listbugs, needrestart",
         ("Lynis DEB-0280", "Lynis DEB-0810", "Lynis DEB-0831"),
