@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "docs" / "proof" / "foundation.md"
+TABLES = ROOT / "docs" / "proof"
+TITLES = {"foundation": "the foundation", "edge": "the edge"}
 # What the proof is of: a change in any of these makes earlier results void.
 SOURCES = ("deploy.py", "catalog", "facts", "mediahost", "operations", "tests/lab")
 
@@ -24,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "proof(area): a claim that belongs in docs/proof/")
+    config.addinivalue_line("markers", "proof(area, page): a claim that belongs on a page of docs/proof/")
     config.addinivalue_line("markers", "exhaustive: only with --proof; a sample of it runs in every make test")
     if config.getoption("--proof"):
         config.pluginmanager.register(_Proof(afresh=config.getoption("--afresh")))
@@ -70,6 +71,7 @@ class _Proof:
                 self.results |= json.loads(self.state.read_text())
             self.results[item.nodeid] = {
                 "area": marker.args[0],
+                "page": marker.args[1] if len(marker.args) > 1 else "foundation",
                 "claim": item.name.partition("[")[0].removeprefix("test_").replace("_", " "),
                 "case": callspec.id if callspec else "",
                 "outcome": report.outcome,
@@ -80,8 +82,10 @@ class _Proof:
             new = self.state.with_suffix(f".{os.getpid()}")
             new.write_text(json.dumps(self.results, indent=1))
             new.replace(self.state)
-            TABLE.parent.mkdir(exist_ok=True)
-            TABLE.write_text(_tables(self.results))
+            TABLES.mkdir(exist_ok=True)
+            page = self.results[item.nodeid]["page"]
+            mine = {key: result for key, result in self.results.items() if result["page"] == page}
+            (TABLES / f"{page}.md").write_text(_tables(TITLES[page], mine))
 
 
 def _fingerprint() -> str:
@@ -94,13 +98,13 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def _tables(results: dict[str, dict[str, Any]]) -> str:
+def _tables(title: str, results: dict[str, dict[str, Any]]) -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
     passed = sum(1 for result in results.values() if result["outcome"] == "passed")
     lines = [
-        "# Proof: the foundation",
+        f"# Proof: {title}",
         "",
         f"Written by `make prove` at commit {commit}: {passed} of {len(results)} trials held. Each trial ran on the "
         "lab's machines (Debian 13, own kernel, systemd, sshd, UFW, Docker) and was judged from outside.",

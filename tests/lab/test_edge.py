@@ -1,0 +1,307 @@
+"""What a stranger sees of the host: exactly the declared ports, and nothing at all once he is banned.
+
+The stranger is a second machine on the host's segment. Of its addresses one is declared as LAN, so that it can also
+be the neighbour for whom a `lan` port is open: the positive control of every port that is closed to the stranger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import pytest
+
+from lab.machine import Machine
+from tests.lab.conftest import PROVISIONED, MakeMachine
+from tests.lab.home import Home, told
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.proof("What a stranger sees, and sees no more once he is banned", "edge"),
+]
+
+LAN4, LAN6 = "10.77.0.250", "fd77::250"
+# The control side comes from the uplink; on the segment only one address is at home.
+LAN = ["10.0.2.0/24", f"{LAN4}/32", f"{LAN6}/128"]
+DECLARED = {"tcp": {22, 80, 443, 6881}, "udp": {443, 6881}}
+DECLARED_LAN = {"tcp": {5055, 6767, 7878, 8989, 9696}, "udp": set[int]()}
+# Beside the declared ones: what runs on the host and is for itself, what a container holds inside, and neighbours.
+SAMPLE = {
+    "tcp": "21-25,53,80-81,111,443,631,2019,2375-2377,5000,5055,5355,6767,6881,7878,8000,8080,8989,9696,9697,50000",
+    "udp": "53,67-68,111,123,443,546,1900,5353,5355,6881,7359,51820",
+}
+_SCAN_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Ports by what nmap found: `answered` let a packet through (open, or closed behind an open firewall)."""
+
+    answered: frozenset[int]
+    silent: frozenset[int]
+
+
+@pytest.fixture(scope="module")
+def stranger(make_machine: MakeMachine) -> Machine:
+    """A machine on the same segment, with nmap and a second address that the host's owner calls home."""
+    return make_machine("stranger", memory_mib=768, prepare=_equip)
+
+
+def _equip(machine: Machine) -> None:
+    machine.run("sudo apt-get -qq update && sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y nmap curl")
+    card = _card(machine)
+    machine.run(f"sudo ip address add {LAN4}/24 dev {card} && sudo ip address add {LAN6}/64 dev {card} nodad")
+
+
+def _card(machine: Machine) -> str:
+    """Name of the card on the segment."""
+    return machine.run(f"ip -4 -o address show to {machine.address4} | cut -d' ' -f2").stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def edge_provisioned(provisioned: Home) -> Home:
+    """The home server with one address of the segment declared as LAN."""
+    provisioned.machine.restore(PROVISIONED)
+    provisioned.write_inventory(firewall_lan=LAN)
+    provisioned.apply()
+    provisioned.machine.snapshot("edge")
+    return provisioned
+
+
+@pytest.fixture
+def edge(edge_provisioned: Home) -> Iterator[Home]:
+    """That server, freshly restored."""
+    edge_provisioned.machine.restore("edge")
+    edge_provisioned.write_inventory(firewall_lan=LAN)
+    yield edge_provisioned
+    edge_provisioned.write_inventory()
+
+
+def scan(stranger: Machine, target: str, protocol: str, ports: str, source: str = "") -> Scan:
+    """Scan `ports` of `target`; from the LAN's address when `source` is given."""
+    words = ["sudo", "nmap", "-n", "-Pn", "-T4", "--max-retries", "2", "-oX", "-", "-p", ports]
+    words += ["-sS" if protocol == "tcp" else "-sU"]
+    words += ["-6"] if ":" in target else []
+    words += ["-S", source, "-e", _card(stranger)] if source else []
+    answer = stranger.run([*words, target], limit=_SCAN_SECONDS).stdout
+    states = {}
+    told_by_nmap = ElementTree.fromstring(answer)  # noqa: S314 - the lab's own nmap wrote it
+    for port in told_by_nmap.iter("port"):
+        state = port.find("state")
+        assert state is not None
+        states[int(port.attrib["portid"])] = state.attrib["state"]
+    for group in told_by_nmap.iter("extraports"):
+        # nmap folds ports of a common state into one entry and tells the numbers beside the reason.
+        for reason in group.iter("extrareasons"):
+            states |= dict.fromkeys(_numbers(reason.attrib["ports"]), group.attrib["state"])
+    assert len(states) == len(_numbers(ports)), "nmap did not tell of every port"
+    return Scan(
+        frozenset(port for port, state in states.items() if state in ("open", "closed", "unfiltered")),
+        frozenset(port for port, state in states.items() if "filtered" in state and state != "unfiltered"),
+    )
+
+
+def _numbers(ports: str) -> list[int]:
+    found: list[int] = []
+    for part in ports.split(","):
+        first, _, last = part.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
+
+
+def as_declared(stranger: Machine, host: Machine, protocol: str = "tcp", ports: str = "") -> None:
+    """From outside exactly the declared ports answer, for IPv4 and IPv6; from the LAN the `lan` ones as well."""
+    ports = ports or SAMPLE[protocol]
+    for target, home in ((host.address4, LAN4), (host.address6, LAN6)):
+        outside = scan(stranger, target, protocol, ports)
+        # Of UDP only silence can be told for certain: a program that listens need not answer what it does not know.
+        assert outside.answered <= DECLARED[protocol], f"{target} lets a stranger through"
+        if protocol == "tcp":
+            assert outside.answered == DECLARED["tcp"] & set(_numbers(ports))
+            inside = scan(stranger, target, protocol, ports, source=home)
+            assert inside.answered == (DECLARED["tcp"] | DECLARED_LAN["tcp"]) & set(_numbers(ports))
+
+
+def _reload(edge: Home) -> None:
+    edge.machine.run("sudo ufw reload")
+
+
+def _off_and_on(edge: Home) -> None:
+    edge.machine.run("sudo ufw disable && sudo ufw --force enable")
+
+
+def _docker_restart(edge: Home) -> None:
+    edge.machine.run("sudo systemctl restart docker")
+    _healthy(edge)
+
+
+def _recreate(edge: Home) -> None:
+    edge.machine.run("cd /opt/media-server && sudo docker compose up -d --force-recreate --wait caddy sonarr")
+
+
+def _reboot(edge: Home) -> None:
+    machine = edge.machine
+    boot = machine.run("cat /proc/sys/kernel/random/boot_id").stdout
+    machine.run("sudo systemctl --no-block reboot", check=False)
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline:
+        now = machine.run("cat /proc/sys/kernel/random/boot_id", check=False, connect_seconds=10)
+        if now.returncode == 0 and now.stdout != boot:
+            break
+    machine.wait_until_ready()
+    _healthy(edge)
+
+
+def _healthy(edge: Home) -> None:
+    """Wait until every container answers again."""
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline:
+        states = edge.machine.run("sudo docker ps -a --format '{{.Status}}'", check=False).stdout.splitlines()
+        if states and all("(healthy)" in state or "(" not in state for state in states):
+            return
+        time.sleep(1)
+    raise AssertionError(f"not healthy: {states}")
+
+
+EVENTS: dict[str, Callable[[Home], None]] = {
+    "ufw reload": _reload,
+    "ufw off and on": _off_and_on,
+    "docker restart": _docker_restart,
+    "containers recreated": _recreate,
+    "reboot": _reboot,
+}
+
+
+def test_a_stranger_sees_exactly_the_declared_ports(edge: Home, stranger: Machine) -> None:
+    as_declared(stranger, edge.machine)
+    as_declared(stranger, edge.machine, "udp")
+    # The scan can see more than the declared ports: without the firewall it does.
+    edge.machine.run("sudo ufw disable && sudo iptables -F DOCKER-USER")
+    assert scan(stranger, edge.machine.address4, "tcp", SAMPLE["tcp"]).answered > DECLARED["tcp"]
+    assert scan(stranger, edge.machine.address4, "udp", SAMPLE["udp"]).answered > DECLARED["udp"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_stranger_sees_exactly_the_declared_ports_after(edge: Home, stranger: Machine, event: str) -> None:
+    EVENTS[event](edge)
+    as_declared(stranger, edge.machine)
+    assert edge.changes() == []
+
+
+@pytest.mark.exhaustive
+def test_a_stranger_sees_exactly_the_declared_of_all_ports(edge: Home, stranger: Machine) -> None:
+    as_declared(stranger, edge.machine, ports="1-65535")
+
+
+@pytest.mark.exhaustive
+def test_no_port_opens_to_a_stranger_while_the_host_reboots(edge: Home, stranger: Machine) -> None:
+    host = edge.machine
+    watch = (
+        "while :; do for port in 80 8080 8989; do for host in {4} {6}; do"
+        ' if timeout 1 bash -c "exec 3<>/dev/tcp/$host/$port" 2>/dev/null; then echo $port; fi;'
+        " done; done; done >/tmp/opened"
+    )
+    watch = watch.replace("{4}", host.address4).replace("{6}", host.address6)
+    stranger.run(f"nohup bash -c {_quoted(watch)} >/dev/null 2>&1 & echo $! >/tmp/watch.pid")
+    try:
+        _reboot(edge)
+        before = len(stranger.run("cat /tmp/opened").stdout.split())
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and len(stranger.run("cat /tmp/opened").stdout.split()) == before:
+            time.sleep(1)
+    finally:
+        stranger.run("kill $(cat /tmp/watch.pid)", check=False)
+    # Port 80 was seen open: the watch would have seen the others.
+    assert set(stranger.run("cat /tmp/opened").stdout.split()) == {"80"}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def connects(stranger: Machine, target: str, port: int, source: str = "") -> bool:
+    """Whether a TCP connection comes about, from the LAN's address when `source` is given."""
+    words = ["curl", "-s", "-o", "/dev/null", "--connect-timeout", "8", "-m", "20"]
+    words += ["--interface", source] if source else []
+    # Exit codes of curl(1) once the connection stood: 0 answered, 1 not HTTP (SSH's banner), 52 and 56 hung up.
+    host = f"[{target}]" if ":" in target else target
+    return stranger.run([*words, f"http://{host}:{port}/"], check=False).returncode in (0, 1, 52, 56)
+
+
+def fails_to_log_in(stranger: Machine, target: str, times: int) -> None:
+    """Ask SSH for accounts that do not exist, each time in a connection of its own."""
+    for number in range(times):
+        stranger.run(
+            f"ssh -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+            f" nobody{number}@{target} true",
+            check=False,
+        )
+
+
+def becomes(wanted: Callable[[], bool], limit: float = 120) -> bool:
+    """Whether `wanted` holds before `limit` seconds have passed."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if wanted():
+            return True
+        time.sleep(1)
+    return False
+
+
+@pytest.mark.parametrize(
+    "version", [4, pytest.param(6, marks=pytest.mark.exhaustive)], ids=lambda version: f"IPv{version}"
+)
+def test_failed_logins_close_host_and_container_ports_to_that_address_only(
+    edge: Home, stranger: Machine, version: int
+) -> None:
+    host = edge.machine
+    target, own, lan = (
+        (host.address4, stranger.address4, LAN4) if version == 4 else (host.address6, stranger.address6, LAN6)
+    )
+    assert connects(stranger, target, 22, own)
+    assert connects(stranger, target, 80, own)
+    fails_to_log_in(stranger, target, 8)
+    assert becomes(lambda: not connects(stranger, target, 80, own)), "a container's port stays open"
+    assert not connects(stranger, target, 22, own), "the host's port stays open"
+    assert connects(stranger, target, 22, lan)
+    assert connects(stranger, target, 80, lan)
+    listed = edge.mediahost("bans", "list")
+    assert own in listed.stdout, told(listed)
+    assert lan not in listed.stdout
+    removed = edge.mediahost("bans", "remove", own)
+    assert removed.returncode == 0, told(removed)
+    assert becomes(lambda: connects(stranger, target, 22, own))
+    assert connects(stranger, target, 80, own)
+    assert edge.changes() == []
+
+
+@pytest.mark.exhaustive
+def test_the_lan_is_never_banned(edge: Home, stranger: Machine) -> None:
+    target = edge.machine.address4
+    for number in range(8):
+        stranger.run(
+            f"ssh -b {LAN4} -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no"
+            f" -o UserKnownHostsFile=/dev/null nobody{number}@{target} true",
+            check=False,
+        )
+    # The stranger's own address is banned for the same: the jail was at work meanwhile.
+    fails_to_log_in(stranger, target, 8)
+    assert becomes(lambda: not connects(stranger, target, 80, stranger.address4))
+    assert connects(stranger, target, 22, LAN4)
+    assert LAN4 not in edge.mediahost("bans", "list").stdout
+
+
+def test_a_ban_by_hand_closes_all_ports_and_its_removal_opens_them(edge: Home, stranger: Machine) -> None:
+    target, own = edge.machine.address4, stranger.address4
+    assert connects(stranger, target, 80, own)
+    assert edge.mediahost("bans", "add", own).returncode == 0
+    assert becomes(lambda: not connects(stranger, target, 80, own))
+    assert not connects(stranger, target, 22, own)
+    refused = edge.mediahost("bans", "add", LAN4)
+    assert refused.returncode != 0
+    assert connects(stranger, target, 80, LAN4)
+    assert edge.mediahost("bans", "remove", own).returncode == 0
+    assert becomes(lambda: connects(stranger, target, 80, own))
