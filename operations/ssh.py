@@ -63,15 +63,19 @@ def control_side() -> ControlSide:
     transport = client.get_transport() if client is not None else None
     if transport is None:
         return ControlSide()
+    # Behind a jump host the peer has no address: its port is 0.
+    return ControlSide(algorithms_of(transport), transport.getpeername()[1] or None)
+
+
+def algorithms_of(transport: paramiko.Transport) -> dict[str, frozenset[str]]:
+    """What a connection of paramiko could agree to, by sshd's keyword."""
     known = transport.get_security_options()
-    algorithms = {
+    return {
         "KexAlgorithms": frozenset(known.kex),
         "Ciphers": frozenset(known.ciphers),
         "MACs": frozenset(known.digests),
         "HostKeyAlgorithms": frozenset(known.key_types),
     }
-    # Behind a jump host the peer has no address: its port is 0.
-    return ControlSide(algorithms, transport.getpeername()[1] or None)
 
 
 def request(settings: Settings) -> Request:
@@ -281,6 +285,15 @@ def steps(settings: Settings, seen: Snapshot, control: ControlSide = ControlSide
     return units.steps(UNIT, seen)
 
 
+def foreign_ports(settings: Settings, seen: Snapshot) -> list[str]:
+    """What to tell of ports at which sshd listens because another file says so: Port lines add up."""
+    extra = set(seen.sshd.get("port", ())) - {str(port) for port in (settings.sshd_port, *ports(settings, seen))}
+    if not extra or UNIT in seen.pending or wanted.DROP_IN_PATH not in seen.paths:
+        return []
+    listed = ", ".join(sorted(extra, key=int))
+    return [f"sshd listens at port {listed} as well: another file says so, see `grep -rni ^port /etc/ssh`"]
+
+
 def guard(settings: Settings, seen: Snapshot) -> Guard:
     """What is put back when nobody can log in afterwards, and where the login must work."""
     outside = (settings.sshd_port_outside or settings.sshd_port) if moves(settings, seen) else None
@@ -303,9 +316,12 @@ def hardened(settings: Settings):  # type: ignore[no-untyped-def]
 
     def missing(seen: Snapshot) -> list[Step]:
         nonlocal found
-        steps_ = steps(settings, seen, control)
-        found = found or bool(steps_)
-        return steps_
+        left = steps(settings, seen, control)
+        if not left:
+            for told in foreign_ports(settings, seen):
+                report.notice(told)
+        found = found or bool(left)
+        return left
 
     yield from converge(missing, proof)
     if found and proof is not None and proof.port is not None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 
 from facts.snapshot import PathState, Snapshot, UnitState
@@ -163,6 +167,25 @@ def test_strict_refuses_itself_where_this_machine_could_not_connect_and_only_the
     assert not any(step.refusal for step in ssh.steps(given, bare(ssh_algorithms=older), PARAMIKO))
 
 
+@pytest.fixture
+def this_machine() -> Iterator[ControlSide]:
+    """The paramiko that is installed here."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, contextlib.closing(paramiko.Transport(ours)) as transport:
+        yield ControlSide(ssh.algorithms_of(transport), port=22)
+
+
+@pytest.mark.parametrize("version", ["9.2", "10.0"])
+def test_the_paramiko_of_this_project_connects_with_the_default_policy(
+    version: str, this_machine: ControlSide
+) -> None:
+    known = {kind: frozenset(sample(version)[kind]) for kind in ALGORITHMS}
+    offered = wanted.algorithms(settings(), Server(known))
+    for keyword, names in this_machine.algorithms.items():
+        assert names & set(offered[keyword]), keyword
+    assert ssh.lockout_steps(settings(), bare(ssh_algorithms=known), this_machine) == []
+
+
 # --- host keys
 
 
@@ -277,6 +300,16 @@ def test_a_move_behind_a_router_asks_where_the_new_port_is_reached() -> None:
     assert ssh.guard(given, bare()).port == 42222
     # Positive control: nothing is mapped, nothing is asked.
     assert not any(step.refusal for step in ssh.steps(settings(sshd_port=2222), bare(), ControlSide(port=22)))
+
+
+def test_a_port_of_another_file_is_told_and_our_own_are_not() -> None:
+    given = settings(sshd_port=2222)
+    seen = hardened(given, bare(ssh_port=2222))
+    assert ssh.foreign_ports(given, seen) == []
+    (notice,) = ssh.foreign_ports(given, replace(seen, sshd={**seen.sshd, "port": ("2222", "22")}))
+    assert "port 22 as well" in notice
+    # While a move is under way both are ours.
+    assert ssh.foreign_ports(given, replace(hardened(given), pending=frozenset({ssh.UNIT}))) == []
 
 
 # --- ssh.socket
