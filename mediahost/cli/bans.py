@@ -27,19 +27,19 @@ from mediahost.render.fail2ban import RECIDIVE
 _ABSENT = '{"error": "Fail2Ban is not installed here; mediahost apply installs it unless fail2ban = False"}'
 
 
-class _Address(click.ParamType):
-    name = "address"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            address = ipaddress.ip_address(str(value))
-        except ValueError:
-            self.fail(f"{value!r}: write one address such as 203.0.113.9 or 2001:db8::9 (not a name, not a block)")
-        if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address
-        if address.is_loopback or address.is_unspecified or address.is_multicast:
-            self.fail(f"{value}: nobody comes from there")
-        return str(address)
+def _one_address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        mend = "write one address such as 203.0.113.9 or 2001:db8::9 (not a name, not a block)"
+        raise click.BadParameter(f"{value!r}: {mend}") from None
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    if "%" in value:
+        raise click.BadParameter(f"{value}: leave %... out, it is no part of the address")
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        raise click.BadParameter(f"{value}: nobody comes from there")
+    return str(address)
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Answers:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-_address = click.argument("address", type=_Address())
+_address = click.argument("address", callback=_one_address)
 _limit = click.option("--limit", "--host", metavar="HOST", help="Only this host or group.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
 
@@ -153,7 +153,9 @@ def ask(inventory: Path, request: dict[str, Any], limit: str | None) -> Answers:
         (said,) = json.loads(done.stdout).values()
     except (ValueError, AttributeError):
         host_data(inventory)  # says what is wrong when it is the inventory
-        raise click.ClickException(last_words(_plain(done.stderr)) or "pyinfra gave no answer") from None
+        # Before this line stands a traceback that says no more.
+        told = re.search(r"^--> pyinfra error in .* line \d+: (.*)$", _plain(done.stderr), re.MULTILINE)
+        raise click.ClickException(told[1] if told else last_words(_plain(done.stderr))) from None
     answers = _understood(said, done.stderr)
     if not answers.hosts and not answers.failed:
         asked = f"no host matches {limit}" if limit else "no host in it"

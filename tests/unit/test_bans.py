@@ -186,6 +186,13 @@ def test_a_host_that_cannot_be_reached_is_told_and_the_others_are_shown(
     ]
 
 
+def test_a_private_key_that_is_not_there_is_told_in_one_line(inventory: Path, tmp_path: Path) -> None:
+    inventory.write_text(f'hosts = [("192.0.2.1", {{"ssh_key": "{tmp_path}/absent"}})]\n')
+    done = run("list", str(inventory))
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: No such private key file: {tmp_path}/absent\n"
+
+
 @pytest.mark.parametrize(
     ("value", "what"),
     [
@@ -193,6 +200,7 @@ def test_a_host_that_cannot_be_reached_is_told_and_the_others_are_shown(
         ("203.0.113.0/24", "not a block"),
         ("127.0.0.1", "nobody comes from there"),
         ("::", "nobody comes from there"),
+        ("fe80::1%eth0", "no part of the address"),
         ("203.0.113.9; reboot", "write one address such as"),
     ],
 )
