@@ -355,6 +355,28 @@ class Server:
 
     scratch: Scratch
     nft_log: Path
+    launch: Callable[[], subprocess.Popen[str]]
+    process: subprocess.Popen[str] = field(init=False)
+
+    def start(self) -> None:
+        """Start it, and wait for its jails."""
+        before = self.starts()
+        self.process = self.launch()
+        self.wait(lambda: self.process.poll() is not None or self.starts() >= before + 3, "start of the jails")
+        assert self.process.poll() is None, (self.scratch.root / "output").read_text()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def starts(self) -> int:
+        """How many chains were made for its jails so far."""
+        made = [command for command in self.nft() if command.startswith("add table")]
+        return len([command for command in made if "delete chain" not in command])
 
     def nft(self) -> list[str]:
         return self.nft_log.read_text().splitlines()
@@ -420,20 +442,17 @@ case $* in "add table"*) rm -f {scratch.root}/flushed ;; esac
     database.write_text(f"[Definition]\ndbfile = {scratch.root}/bans.sqlite3\n")
     command = [*program("fail2ban-server"), "-c", str(scratch.configuration), *scratch.sockets, "-f", "start"]
     search = {"PATH": f"{nft.parent}:{os.environ['PATH']}"}
-    with (scratch.root / "output").open("w") as output:
-        process = subprocess.Popen(command, env=environment() | search, stdout=output, stderr=output)
-    running = Server(scratch, nft_log)
+
+    def launch() -> subprocess.Popen[str]:
+        with (scratch.root / "output").open("w") as output:
+            return subprocess.Popen(command, env=environment() | search, stdout=output, stderr=output, text=True)
+
+    running = Server(scratch, nft_log, launch)
     try:
-        running.wait(lambda: process.poll() is not None or len(running.nft()) >= len(chosen), "start of the jails")
-        assert process.poll() is None, (scratch.root / "output").read_text()
+        running.start()
         yield running
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        running.stop()
 
 
 def test_a_ban_drops_all_traffic_at_prerouting_before_docker_s_nat_for_both_families(server: Server) -> None:
@@ -507,6 +526,22 @@ def test_a_reload_finds_the_log_that_began_after_midnight_and_keeps_the_bans(ser
     assert not [
         c for c in server.nft() if f"delete element inet {fail2ban.TABLE} {element('sonarr', ATTACKER6)}" in c
     ]
+
+
+def test_a_restart_brings_the_bans_back_but_not_that_of_an_address_that_is_never_banned_any_more(
+    server: Server,
+) -> None:
+    jails = named(server.scratch.settings)
+    arr_failures(Path(jails["sonarr"].log), ATTACKER4, ATTACKER6)
+    for address in (ATTACKER4, ATTACKER6):
+        server.wait_for_ban("sonarr", address)
+    server.stop()
+    chosen = [jails[name] for name in ("sonarr", "jellyfin", "recidive")]
+    server.scratch.write(fail2ban.files(server.scratch.settings, chosen, [ATTACKER4]))
+    server.start()
+    server.wait_for_ban("sonarr", ATTACKER6, 2)
+    listed = server.scratch.client("get", "sonarr", "banip").stdout
+    assert (ATTACKER6 in listed, ATTACKER4 in listed) == (True, False)
 
 
 def test_a_log_that_is_gone_does_not_keep_fail2ban_from_loading_the_other_jails(server: Server) -> None:
