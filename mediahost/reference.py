@@ -92,6 +92,8 @@ _HARDENING_TAIL = """
 - **AIDE.** Its database is made once, at the end of the first run. After changes of your own:
   `aideinit -y -f && cp /var/lib/aide/aide.db.new /var/lib/aide/aide.db`.
 - **AppArmor** needs a kernel that has it on; Debian's and Ubuntu's have. A run says so where it is off.
+- **Packages**, with what they bring, on a bare Debian: auditd 1 MB, apparmor 3 MB, libpam-pwquality 0.4 MB, debsums
+  0.1 MB and, where it is missing, perl (50 MB); AIDE 1 MB. `hardening_disabled = ["package-sums"]` saves perl.
 - `kernel.unprivileged_bpf_disabled` goes back to the distribution's value with the next boot.
 """
 
