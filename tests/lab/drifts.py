@@ -112,10 +112,10 @@ DRIFTS = (
     ),
     Drift(
         "a container made anew by hand from another image",
+        "docker tag $(docker inspect -f '{{.Config.Image}}' mediahost-sonarr-1) elsewhere/sonarr:1; "
         "docker rm -f mediahost-sonarr-1 >/dev/null; docker run -d --name mediahost-sonarr-1 "
-        "--label mediahost.service=sonarr --label com.docker.compose.project=mediahost "
-        "10.0.2.2:5000/lscr.io/linuxserver/sonarr:4.0.18.2971-ls310 >/dev/null 2>&1",
-        ("stack | services: service sonarr: runs image 10.0.2.2:5000/lscr.io/linuxserver/sonarr:4.0.18.2971-ls310",),
+        "--label mediahost.service=sonarr --label com.docker.compose.project=mediahost elsewhere/sonarr:1 >/dev/null",
+        ("stack | services: service sonarr: runs image elsewhere/sonarr:1",),
     ),
     Drift(
         "a container in the wrong network",
