@@ -234,7 +234,9 @@ CONTROLS = (
         packages=("libpam-pwquality",),
         files=(
             # The dictionary is a package that is only recommended; without it the check would refuse every password.
-            _text("/etc/security/pwquality.conf.d/60-mediahost.conf", "minlen = 14", "maxrepeat = 3", "dictcheck = 0"),
+            _text(
+                "/etc/security/pwquality.conf.d/60-mediahost.conf", "minlen = 14", "maxrepeat = 3", "dictcheck = 0"
+            ),
         ),
         edits=(
             Assignment("/etc/login.defs", "PASS_MIN_DAYS", "1", "\t"),
@@ -293,7 +295,8 @@ CONTROLS = (
         "package-sums",
         "a weekly comparison of installed programs with their packages' checksums",
         ("Lynis PKGS-7370",),
-        packages=("debsums",),
+        # Its weekly check is a cron job, and a bare Debian has no cron.
+        packages=("cron", "debsums"),
         edits=(Assignment("/etc/default/debsums", "CRON_CHECK", "weekly"),),
     ),
     Control(
