@@ -12,7 +12,7 @@ from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
 from mediahost.cli.inventory import BadInput, host_data, inventory_argument
 from mediahost.config import ConfigError
-from mediahost.render import base, docker, firewall, ssh, users
+from mediahost.render import base, docker, fail2ban, firewall, ssh, users
 from mediahost.resources import File
 
 
@@ -49,6 +49,8 @@ def command(inventory: Path, output: Path) -> None:
                 *plan.stack_files,
                 plan.proxy_file,
             ]
+            if each.fail2ban:
+                files += [*fail2ban.files(each, plan.jails), *fail2ban.reload_units()]
             for version, path in firewall.AFTER_PATHS.items():
                 block = firewall.container_block(each, plan.stack.exposed_ports, version)
                 files.append(File(f"{path}.block", block.encode()))

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from facts.snapshot import Snapshot
 from facts import snapshot
+from facts.snapshot import Snapshot
 from mediahost import secrets, wanted
 from mediahost.catalog import load_catalog
 from mediahost.config import ConfigError, read
@@ -107,7 +107,7 @@ def test_a_plan_succeeds_and_names_a_difference_of_every_stage_on_every_host(pla
     assert {event["host"] for event in project.told("host")} == {"@fake/one", "@fake/two"}
     for host in ("@fake/one", "@fake/two"):
         stages = {event["operation"].split(" | ")[0] for event in project.told("planned") if event["host"] == host}
-        assert stages >= {"manifest", "base", "users", "ssh", "firewall", "docker", "storage", "stack"}
+        assert stages >= {"manifest", "base", "users", "ssh", "firewall", "docker", "storage", "stack", "fail2ban"}
 
 
 def test_the_words_of_a_plan_reach_who_runs_pyinfra_by_hand(planned: Planned) -> None:

@@ -138,6 +138,7 @@ def test_render_writes_every_artefact_for_its_owner_only_and_no_secret(inventory
     found = {str(path.relative_to(tmp_path / "out" / "nas")): path for path in (tmp_path / "out").rglob("*.*")}
     assert "Port 2222" in found["etc/ssh/sshd_config.d/00-mediahost.conf"].read_text()
     assert "opt/media-server/compose.yaml" in found
+    assert "[sonarr]" in found["etc/fail2ban/jail.d/mediahost.local"].read_text()
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert f"{len(files)} files" in done.output
     assert not [path for path in files if "/secrets/" in str(path)]
