@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "docs" / "proof"
+RESULTS = TABLES / "results.json"
 TITLES = {"foundation": "the foundation", "edge": "the edge"}
 # What the proof is of: a change in any of these makes earlier results void.
 SOURCES = ("deploy.py", "catalog", "facts", "mediahost", "operations", "tests/lab")
@@ -43,19 +44,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _Proof:
-    """Remembers each claim that held, and writes the tables after every one: a proof can be cut short."""
+    """Remembers what became of each claim, at which commit, and writes the tables after every one.
+
+    A proof can be cut short and goes on where it stopped: what has held for these very sources is not tried again.
+    Results of earlier sources stay in the tables, with their commit, until they are replaced.
+    """
 
     def __init__(self, afresh: bool) -> None:
-        self.state = ROOT / ".pytest_cache" / f"proof-{_fingerprint()}.json"
-        self.results: dict[str, dict[str, Any]] = {}
-        if not afresh and self.state.exists():
-            self.results = json.loads(self.state.read_text())
+        self.afresh = afresh
+        self.sources = _fingerprint()
+        self.commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        self.results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        held = [item for item in items if self.results.get(item.nodeid, {}).get("outcome") == "passed"]
+        held = [item for item in items if not self.afresh and self._held(item.nodeid)]
         config.hook.pytest_deselected(items=held)
         items[:] = [item for item in items if item not in held]
+
+    def _held(self, claim: str) -> bool:
+        result = self.results.get(claim, {})
+        return (result.get("outcome"), result.get("sources")) == ("passed", self.sources)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
@@ -66,9 +77,9 @@ class _Proof:
             if marker is None:
                 return
             callspec = getattr(item, "callspec", None)
-            if self.state.exists():
+            if RESULTS.exists():
                 # Another process may prove other areas at the same time.
-                self.results |= json.loads(self.state.read_text())
+                self.results |= json.loads(RESULTS.read_text())
             self.results[item.nodeid] = {
                 "area": marker.args[0],
                 "page": marker.args[1] if len(marker.args) > 1 else "foundation",
@@ -77,12 +88,13 @@ class _Proof:
                 "outcome": report.outcome,
                 "seconds": round(report.duration),
                 "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+                "commit": self.commit,
+                "sources": self.sources,
             }
-            self.state.parent.mkdir(exist_ok=True)
-            new = self.state.with_suffix(f".{os.getpid()}")
-            new.write_text(json.dumps(self.results, indent=1))
-            new.replace(self.state)
             TABLES.mkdir(exist_ok=True)
+            new = RESULTS.with_suffix(f".{os.getpid()}")
+            new.write_text(json.dumps(dict(sorted(self.results.items())), indent=1) + "\n")
+            new.replace(RESULTS)
             page = self.results[item.nodeid]["page"]
             mine = {key: result for key, result in self.results.items() if result["page"] == page}
             (TABLES / f"{page}.md").write_text(_tables(TITLES[page], mine))
@@ -99,21 +111,24 @@ def _fingerprint() -> str:
 
 
 def _tables(title: str, results: dict[str, dict[str, Any]]) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     passed = sum(1 for result in results.values() if result["outcome"] == "passed")
     lines = [
         f"# Proof: {title}",
         "",
-        f"Written by `make prove` at commit {commit}: {passed} of {len(results)} trials held. Each trial ran on the "
-        "lab's machines (Debian 13, own kernel, systemd, sshd, UFW, Docker) and was judged from outside.",
+        f"Written by `make prove`: {passed} of {len(results)} trials held, each at the commit beside it. Each ran on "
+        "the lab's machines (Debian 13, own kernel, systemd, sshd, UFW, Docker) and was judged from outside.",
     ]
     for area in dict.fromkeys(result["area"] for result in results.values()):
-        lines += ["", f"## {area}", "", "| claim | case | held | seconds | when (UTC) |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {area}",
+            "",
+            "| claim | case | held | seconds | when (UTC) | commit |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [
             f"| {result['claim']} | {result['case']} | {'yes' if result['outcome'] == 'passed' else '**no**'} "
-            f"| {result['seconds']} | {result['when']} |"
+            f"| {result['seconds']} | {result['when']} | {result['commit']} |"
             for _, result in sorted(results.items())
             if result["area"] == area
         ]
