@@ -12,7 +12,7 @@ from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
 from mediahost.cli.inventory import BadInput, host_data, inventory_argument
 from mediahost.config import ConfigError
-from mediahost.render import base, docker, fail2ban, firewall, ssh, users
+from mediahost.render import base, docker, fail2ban, firewall, hardening, ssh, users
 from mediahost.resources import File
 
 
@@ -46,6 +46,7 @@ def command(inventory: Path, output: Path) -> None:
                 ssh.banner_file(each),
                 docker.daemon_file(each, None),
                 docker.pin_file(each),
+                *hardening.every_file(each),
                 *plan.stack_files,
                 plan.proxy_file,
             ]

@@ -117,6 +117,17 @@ def files(settings: Settings) -> tuple[File, ...]:
     return tuple(file for control in controls(settings) for file in control.files)
 
 
+def every_file(settings: Settings, distribution: str = "debian", version: str = "13") -> tuple[File, ...]:
+    """All files of ours, to be read by a person; those of one distribution where they differ."""
+    optional = (
+        sysctl_file(settings, distribution),
+        sudo_file(settings, distribution, version),
+        audit_file(settings),
+        aide_file(settings),
+    )
+    return (*files(settings), *replacements(settings), *(file for file in optional if file is not None))
+
+
 def replacements(settings: Settings) -> tuple[File, ...]:
     """Files of the distribution that are replaced as a whole."""
     return tuple(file for control in controls(settings) for file in control.replacements)
