@@ -184,7 +184,7 @@ def move_steps(settings: Settings, seen: Snapshot, control: ControlSide) -> list
     if len(ports(settings, seen)) == 1:
         if str(seen.ssh_port) not in seen.sshd.get("port", ()) or wanted.DROP_IN_PATH not in seen.paths:
             return []
-        return [Step(f"sshd: port {seen.ssh_port} is given up, a login at port {new} worked")]
+        return [Step(f"sshd: port {seen.ssh_port} is given up, port {new} is in use")]
     change = f"sshd: moves to port {new}, listens at {seen.ssh_port} as well until a login at {new} has worked"
     if settings.sshd_port_outside is None and control.port not in (None, seen.ssh_port):
         mend = (

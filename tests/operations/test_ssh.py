@@ -261,7 +261,7 @@ def test_a_port_changes_in_two_steps_and_the_old_one_goes_after_the_new_one_was_
     assert ssh.ports(given, both) == (2222,)
     second = ssh.steps(given, both)
     assert told(second) == [
-        "sshd: port 22 is given up, a login at port 2222 worked",
+        "sshd: port 22 is given up, port 2222 is in use",
         f"{wanted.DROP_IN_PATH}: content differs",
         RELOAD,
     ]
