@@ -277,7 +277,9 @@ def _options(jail: Jail) -> dict[str, str]:
 def _server_file(settings: Settings) -> File:
     """The server's own settings: a ban that is forgotten cannot grow, and recidive reads the log."""
     remembered = settings.fail2ban_longest_ban + 2 * _DAY
-    section = _section("Definition", {"logtarget": SERVER_LOG, "dbpurgeage": str(remembered)})
+    # allowipv6 is the default, spelt out: without it every command of Fail2Ban 1.0 warns.
+    options = {"logtarget": SERVER_LOG, "dbpurgeage": str(remembered), "allowipv6": "auto"}
+    section = _section("Definition", options)
     return File(SERVER_PATH, f"# {MARK}\n\n{section}".encode())
 
 
