@@ -188,6 +188,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("sshd_banner", " ", "None for no banner"),
     ("sshd_banner", "\x1b[2J", "None for no banner"),
     ("sshd_login_grace_time", 0, "greater than or equal to 10"),
+    ("rollback_after", 30, "greater than or equal to 60"),
     ("firewall", "perhaps", "boolean"),
     ("firewall_lan", ["192.168.1.5/24"], "host bits set"),
     ("firewall_lan", ["home"], "192.168.1.0/24"),
