@@ -24,6 +24,7 @@ MOMENTS = (
     "manifest | owned files",
     "base | apt settings",
     "base | packages",
+    "hardening | controls",
     "users | accounts",
     "ssh | server",
     "firewall | ufw",
@@ -31,6 +32,7 @@ MOMENTS = (
     "docker | engine",
     "storage | directory tree",
     "stack | services",
+    "fail2ban | fail2ban",
 )
 
 
