@@ -71,16 +71,18 @@ def forget() -> None:
 
 
 def converge(
-    missing: Callable[[Snapshot], Sequence[Step]], guard: guards.Guard | None = None
+    missing: Callable[[Snapshot], Sequence[Step]],
+    guard: guards.Guard | Callable[[Snapshot], guards.Guard | None] | None = None,
 ) -> Iterator[StringCommand | FunctionCommand]:
     """Run the steps that `missing` names until it names none.
 
     The body of every operation: `yield from converge(...)`. Fails this host, and only this host, when a step is
-    refused, when a command fails, or when the same steps are missing after they ran. With a `guard`, what was
-    changed is put back unless a fresh login succeeds after each round.
+    refused, when a command fails, or when the same steps are missing after they ran. With a `guard`
+    (or a function that gives one for the host as it is), what was changed is put back unless a fresh login succeeds
+    after each round.
     """
     before: tuple[str, ...] = ()
-    armed = False
+    armed: guards.Guard | None = None
     for _ in range(_ROUNDS):
         try:
             seen = snapshot()
@@ -104,18 +106,19 @@ def converge(
                 return
         if not lock.is_ours():
             yield from lock.take()
-        if guard is not None and not armed:
-            yield from guards.arm(guard)
-            armed = True
+        if armed is None and guard is not None:
+            armed = guard(seen) if callable(guard) else guard
+            if armed is not None:
+                yield from guards.arm(armed)
         for step in _joined(steps):
             yield _command(step)
         forget()
-        if guard is not None:
-            yield from guards.prove(guard)
+        if armed is not None:
+            yield from guards.prove(armed)
     else:
         yield _refusal(f"something differs anew each time it is mended, last: {'; '.join(before)}")
         return
-    if armed:
+    if armed is not None:
         yield from guards.disarm()
     if not before:
         host.noop("as wanted")

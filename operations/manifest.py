@@ -15,8 +15,12 @@ from facts.snapshot import STATE_DIRECTORY, Snapshot
 from mediahost.resources import File
 from operations import files
 from operations.convergence import Step, converge
+from operations.guard import SSHD_RELOAD, Guard
 
 PATH = f"{STATE_DIRECTORY}/manifest"
+
+# Where a file that goes can take a login or sudo with it.
+_GUARD = Guard(("/etc/ssh", "/etc/sudoers.d", "/etc/pam.d"), SSHD_RELOAD)
 
 
 def _file(owned: Mapping[str, str]) -> File:
@@ -81,4 +85,10 @@ def pruned(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
 
     + owned: path to the unit that depends on it, or ""
     """
-    yield from converge(lambda seen: prune_steps(owned, seen))
+
+    def at_stake(seen: Snapshot) -> Guard | None:
+        obsolete = [path for path in seen.manifest if path not in owned]
+        lets_in = any(path.startswith(f"{place}/") for path in obsolete for place in _GUARD.paths)
+        return _GUARD if lets_in else None
+
+    yield from converge(lambda seen: prune_steps(owned, seen), at_stake)

@@ -6,7 +6,6 @@ this connection came in by. All of that is in the snapshot, so the comparison st
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, deploy, operation
 from pyinfra.connectors.ssh import SSHConnector
 
-from facts.snapshot import Request, Snapshot, UnreadableSnapshotError
+from facts.snapshot import Request, Snapshot
 from mediahost import public_key
 from mediahost.config import Settings
 from mediahost.render import ssh as wanted
 from mediahost.render.ssh import Server
 from operations import files, report, units
-from operations.convergence import Step, converge, snapshot
+from operations.convergence import Step, converge
 from operations.guard import SSHD_RELOAD, Guard
 
 UNIT = "ssh.service"
@@ -308,9 +307,6 @@ def hardened(settings: Settings):  # type: ignore[no-untyped-def]
     + settings: the host's settings
     """
     proof: Guard | None = None
-    # What cannot be read is told by the comparison itself.
-    with contextlib.suppress(UnreadableSnapshotError):
-        proof = guard(settings, snapshot())
     control = control_side()
     found = False
 
@@ -323,7 +319,12 @@ def hardened(settings: Settings):  # type: ignore[no-untyped-def]
         found = found or bool(left)
         return left
 
-    yield from converge(missing, proof)
+    def at_stake(seen: Snapshot) -> Guard:
+        nonlocal proof
+        proof = guard(settings, seen)
+        return proof
+
+    yield from converge(missing, at_stake)
     if found and proof is not None and proof.port is not None:
         yield from _followed(proof.port)
 

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 
 from pyinfra.api import deploy, operation
 
-from facts.snapshot import STATE_DIRECTORY, Request, Snapshot, UnreadableSnapshotError, UserState
+from facts.snapshot import STATE_DIRECTORY, Request, Snapshot, UserState
 from mediahost.config import Settings
 from mediahost.render import users as wanted
 from mediahost.resources import File, Group, User
-from operations import convergence, files, report
+from operations import files, report
 from operations.convergence import Step, converge
 from operations.guard import Guard
 
@@ -383,7 +383,7 @@ def authorized_keys(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
             report.notice(each)
         return keys_steps(users, seen)
 
-    yield from converge(missing, Guard(_key_paths(users)))
+    yield from converge(missing, lambda seen: Guard(_key_paths(users, seen)))
 
 
 @operation()
@@ -393,15 +393,14 @@ def former(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
 
     + users: the administrators that are wanted
     """
-    yield from converge(lambda seen: removed_steps(users, seen), Guard((*_ACCOUNT_FILES, RECORD, *_key_paths(users))))
+    yield from converge(
+        lambda seen: removed_steps(users, seen),
+        lambda seen: Guard((*_ACCOUNT_FILES, RECORD, *_key_paths(users, seen))),
+    )
 
 
-def _key_paths(users: Sequence[User]) -> tuple[str, ...]:
+def _key_paths(users: Sequence[User], seen: Snapshot) -> tuple[str, ...]:
     """The files of keys that may change, in homes that only the host knows."""
-    try:
-        seen = convergence.snapshot()
-    except UnreadableSnapshotError:
-        return ()  # what follows refuses with the reason
     names = {user.name for user in users if user.home} | set(seen.admins)
     # An account that does not exist yet gets its home where it is wanted.
     paths = {keys_path(user) for user in users if user.home and user.name not in seen.users}
