@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import paramiko
 from pyinfra import host
@@ -258,7 +259,7 @@ def match_steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 def steps(settings: Settings, seen: Snapshot, control: ControlSide = ControlSide()) -> list[Step]:  # noqa: B008
     """The files, then the running server, then the proof that nothing else overrules them."""
-    refused = lockout_steps(settings, seen, control)
+    refused = [*lockout_steps(settings, seen, control), *denied_steps(seen)]
     if refused:
         return refused
     banner = wanted.banner_file(settings)
@@ -282,6 +283,23 @@ def steps(settings: Settings, seen: Snapshot, control: ControlSide = ControlSide
     if socket is not None and socket.active == "active":
         return []
     return units.steps(UNIT, seen)
+
+
+def denied_steps(seen: Snapshot) -> list[Step]:
+    """Another file that shuts out the account of this run, whether in effect yet or not: no reload must do that.
+
+    The guard could not mend it: what it puts back would be that file, too.
+    """
+    patterns = " ".join(seen.sshd.get("denyusers", ())).split()
+    denying = [pattern for pattern in patterns if fnmatchcase(seen.ssh_user, pattern.partition("@")[0])]
+    if not denying or not seen.ssh_client:
+        return []
+    change = f"sshd: DenyUsers {denying[0]} shuts out {seen.ssh_user}"
+    mend = (
+        f"DenyUsers {denying[0]} would shut out {seen.ssh_user}, the account of this run, at sshd's next reload; "
+        "find it with `grep -rni ^denyusers /etc/ssh`, remove that line and run again"
+    )
+    return [Step(change, refusal=mend)]
 
 
 def foreign_ports(settings: Settings, seen: Snapshot) -> list[str]:

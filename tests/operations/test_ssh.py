@@ -361,3 +361,9 @@ def test_a_server_that_knows_everything_is_what_a_rendering_without_a_host_shows
     shown_ = wanted.drop_in(Settings(sshd_port=2222), Server()).content.decode()
     assert "Port 2222\n" in shown_
     assert "KexAlgorithms mlkem768x25519-sha256," in shown_
+
+
+@pytest.mark.parametrize(("denied", "refused"), [("me", True), ("m*", True), ("me@10.0.0.1", True), ("you", False)])
+def test_a_file_that_shuts_out_the_account_of_the_run_is_refused_before_a_reload(denied: str, refused: bool) -> None:
+    seen = Snapshot(ssh_user="me", ssh_client="192.0.2.1", sshd={"denyusers": (denied,)})
+    assert bool(ssh.denied_steps(seen)) is refused
