@@ -81,20 +81,24 @@ def allow(seconds: int) -> None:
 def arm(guard: Guard) -> Iterator[StringCommand]:
     """Keep a copy of what is at risk and start the timer, in one exec."""
     seconds: int = host.connector_data[_SECONDS]
-    paths = "\n".join(path.lstrip("/") for path in guard.paths)
-    restore = _RESTORE.format(directory=ROLLBACK_DIRECTORY, busy=_BUSY_FILE, wanted=_WANTED_PATH, reload=guard.reload)
-    script = _ARM.format(
+    host.connector_data[_ARMED] = time.time() + seconds
+    yield StringCommand("sh", "-c", shlex.quote(lock.alone(arm_script(guard, seconds))))
+
+
+def arm_script(guard: Guard, seconds: int) -> str:
+    """Shell that keeps the copy and starts a timer of `seconds`."""
+    return _ARM.format(
         directory=ROLLBACK_DIRECTORY,
         seconds=seconds,
         unit=_UNIT,
         unit_path=_UNIT_PATH,
         wanted_path=_WANTED_PATH,
-        paths=shlex.quote(paths + "\n"),
-        restore=shlex.quote(restore),
+        paths=shlex.quote("".join(path.lstrip("/") + "\n" for path in guard.paths)),
+        restore=shlex.quote(
+            _RESTORE.format(directory=ROLLBACK_DIRECTORY, busy=_BUSY_FILE, wanted=_WANTED_PATH, reload=guard.reload)
+        ),
         boot_unit=shlex.quote(_BOOT_UNIT),
     )
-    host.connector_data[_ARMED] = time.time() + seconds
-    yield StringCommand("sh", "-c", shlex.quote(lock.alone(script)))
 
 
 def prove(guard: Guard) -> Iterator[FunctionCommand]:
@@ -112,9 +116,13 @@ def prove(guard: Guard) -> Iterator[FunctionCommand]:
 
 def disarm() -> Iterator[StringCommand]:
     """The change is proven: it stays."""
-    script = _DISARM.format(directory=ROLLBACK_DIRECTORY, unit=_UNIT, unit_path=_UNIT_PATH, wanted_path=_WANTED_PATH)
-    yield StringCommand("sh", "-c", shlex.quote(script))
+    yield StringCommand("sh", "-c", shlex.quote(disarm_script()))
     host.connector_data.pop(_ARMED, None)
+
+
+def disarm_script() -> str:
+    """Shell that stops the timer and forgets the copy; it fails when the copy has been put back already."""
+    return _DISARM.format(directory=ROLLBACK_DIRECTORY, unit=_UNIT, unit_path=_UNIT_PATH, wanted_path=_WANTED_PATH)
 
 
 def fresh_login(target: Host, port: int | None) -> str:
@@ -213,7 +221,7 @@ cd /
 while IFS= read -r path; do
   if [ -e "$path" ] || [ -L "$path" ]; then printf '%s\\0' "$path"; fi
 done <{directory}/paths | tar --null -T - --numeric-owner -cf - | tar -C {directory}/before --numeric-owner -xpf -
-(umask 022; printf '%s' {boot_unit} >{unit_path}; mkdir -p /etc/systemd/system/multi-user.target.wants)
+(umask 022; mkdir -p /etc/systemd/system/multi-user.target.wants; printf '%s' {boot_unit} >{unit_path})
 ln -sf {unit_path} {wanted_path}
 date -d "+{seconds} seconds" '+%F %T %Z' >{directory}/armed
 sync -f {directory} /etc
@@ -229,7 +237,9 @@ directory={directory}
 exec 9>"$directory.lock"; flock -w 60 9
 [ -e "$directory/armed" ] || exit 0
 # A command of the dead run may still be at work; not for ever.
-if [ "${{1:-}}" != boot ] && [ -z "${{MEDIAHOST_ALONE:-}}" ]; then exec 8>>{busy}; flock -w 20 8 || true; fi
+if [ "${{1:-}}" != boot ] && [ -z "${{MEDIAHOST_ALONE:-}}" ] && [ -e {busy} ]; then
+  exec 8>>{busy}; flock -w 20 8 || true
+fi
 cd /
 while IFS= read -r path; do
   # What was not there before goes first: a drop-in that should not be read is worse than one that is missing.
