@@ -44,6 +44,8 @@ class Request:
     """Files of moduli(5) in which groups of less than 3072 bits are counted."""
     ssh_probes: frozenset[str] = frozenset()
     """Logins to ask sshd about where it has Match blocks, as `sshd -T -C` takes them."""
+    first_lines: frozenset[str] = frozenset()
+    """Files of which the first line is a secret, and what follows is somebody else's."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -138,6 +140,8 @@ class Snapshot:
     os: Os = Os()
     paths: dict[str, PathState] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    first_lines: dict[str, str] = field(default_factory=dict)
+    """sha256 of a file's first line with its newline; the line itself is never read."""
     packages: dict[str, PackageState] = field(default_factory=dict)
     units: dict[str, UnitState] = field(default_factory=dict)
     users: dict[str, UserState] = field(default_factory=dict)
@@ -246,6 +250,14 @@ done
 # the shell's own `read` asks the kernel for every single byte
 [ -z "$files" ] || awk 'FNR == 1 { print "#file " FILENAME } { print "|" $0 }' $files
 end contents
+
+section first_lines
+for file in $FIRST_LINES; do
+  [ -f "$file" ] || continue
+  sum=$(head -n 1 "$file" | sha256sum)
+  printf '%s %s\n' "${sum%% *}" "$file"
+done
+end first_lines
 
 section packages
 [ -z "$PACKAGES" ] || dpkg-query -W -f '${Package} ${db:Status-Abbrev}|${Version}\n' $PACKAGES 2>/dev/null
@@ -417,6 +429,7 @@ _SECTIONS = [
     "paths",
     "sums",
     "contents",
+    "first_lines",
     "packages",
     "units",
     "users",
@@ -453,6 +466,7 @@ def script(request: Request) -> str:
         f"PATHS={words(request.paths | request.contents)}",
         f"SUMS={words(request.paths | request.contents)}",
         f"CONTENTS={words(request.contents)}",
+        f"FIRST_LINES={words(request.first_lines)}",
         f"PACKAGES={words(request.packages)}",
         f"UNITS={words(request.units)}",
         f"USERS={words(request.users)}",
@@ -489,6 +503,7 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         os=Os(*os_line.split()),
         paths=paths,
         contents=_contents(sections["contents"]),
+        first_lines={path: digest for digest, path in (line.split(" ", 1) for line in sections["first_lines"])},
         packages=_packages(sections["packages"]),
         units=_units(sections["units"], sorted(request.units)),
         users=_users(sections["users"], groups, sections["expiry"], sections["sessions"]),

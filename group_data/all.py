@@ -111,6 +111,10 @@ sshd_client_alive_interval = 300
 # Unanswered questions after which a client is gone.
 sshd_client_alive_count_max = 2
 
+# Logins from outside firewall_lan need a code of six digits (TOTP) beside the key. Only administrators have
+# one; mediahost itself must then run from inside.
+sshd_totp = False
+
 # Tunnels: `local` lets administrators reach pages bound to the host's own address (ssh -L).
 sshd_allow_tcp_forwarding = 'local'
 

@@ -433,6 +433,11 @@ class Settings(BaseModel):
     sshd_client_alive_count_max: Annotated[int, Field(ge=1, le=10)] = Field(
         2, description="Unanswered questions after which a client is gone."
     )
+    sshd_totp: bool = Field(
+        False,
+        description="Logins from outside firewall_lan need a code of six digits (TOTP) beside the key. Only "
+        "administrators have one; mediahost itself must then run from inside.",
+    )
     sshd_allow_tcp_forwarding: Literal["no", "local"] = Field(
         "local",
         description="Tunnels: `local` lets administrators reach pages bound to the host's own address (ssh -L).",
@@ -617,6 +622,8 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _unusable_keys(settings)
     if settings.sshd_allow_users and not settings.admins:
         yield "sshd_allow_users", "does nothing without `admins`: fill that, or delete this line"
+    if settings.sshd_totp and not settings.admins:
+        yield "sshd_totp", "nobody could log in from outside: only administrators have a code; fill `admins`"
     if settings.docker_nofile_hard < settings.docker_nofile_soft:
         yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
     if settings.layout == "split" and _below(settings.downloads_root, settings.media_root):

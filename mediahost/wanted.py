@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mediahost.catalog import Service
 from mediahost.config import Settings
-from mediahost.render import base, docker, fail2ban, hardening, proxy, ssh, users
+from mediahost.render import base, docker, fail2ban, hardening, proxy, ssh, totp, users
 from mediahost.render.compose import render_compose
 from mediahost.render.tree import render_tree
 from mediahost.resources import Container, Directory, File
@@ -22,8 +22,8 @@ from mediahost.stack import Stack, build_stack
 class Wanted:
     """One host as it should be.
 
-    `stack_files` are the compose file, secrets and seeds; `owned` maps every path we own to the unit that depends
-    on it ("" for none).
+    `stack_files` are the compose file, secrets and seeds; `factors` the administrators' secrets of SSH's second
+    factor; `owned` maps every path we own to the unit that depends on it ("" for none).
     """
 
     host: str
@@ -34,6 +34,7 @@ class Wanted:
     proxy_file: File | None
     containers: tuple[Container, ...]
     jails: tuple[fail2ban.Jail, ...]
+    factors: tuple[File, ...]
     owned: Mapping[str, str]
 
 
@@ -61,6 +62,8 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
     seeds = {file.path for file in artefacts.files if file.once}
     owned = {file.path: "" for file in (*host_files, *artefacts.files, *filter(None, optional))}
     owned |= dict.fromkeys(ssh.owned_paths(settings), "")
+    factors = totp.files(settings, host, secret)
+    owned |= dict.fromkeys((file.path for file in factors), "")
     timesyncd = base.timesyncd_file(settings)
     if timesyncd is not None:
         owned[timesyncd.path] = "systemd-timesyncd.service"
@@ -76,5 +79,6 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         proxy_file=proxy_file,
         containers=artefacts.containers,
         jails=jails,
+        factors=factors,
         owned={path: unit for path, unit in owned.items() if path not in seeds},
     )

@@ -120,6 +120,7 @@ _GENERATORS: dict[str, Callable[[], str]] = {
     "api_key": secrets.api_key,
     "password": secrets.password,
     "token": secrets.token,
+    "totp": secrets.totp,
 }
 
 

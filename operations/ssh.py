@@ -20,8 +20,10 @@ from facts.snapshot import Request, Snapshot
 from mediahost import public_key
 from mediahost.config import Settings
 from mediahost.render import ssh as wanted
+from mediahost.render import totp as render_totp
 from mediahost.render.ssh import Server
-from operations import files, report, units
+from mediahost.resources import File
+from operations import apt, files, report, totp, units
 from operations.convergence import Step, converge
 from operations.guard import SSHD_RELOAD, Guard
 
@@ -83,7 +85,7 @@ def request(settings: Settings) -> Request:
     keys = (wanted.ED25519_HOST_KEY, wanted.RSA_HOST_KEY, wanted.LONG_RSA_HOST_KEY)
     logins = ("root", *sorted(settings.admins))
     addresses = (OUTSIDE, str(next(ipaddress.ip_network(settings.firewall_lan[0]).hosts())))
-    return Request(
+    return totp.request(settings) | Request(
         units=frozenset((UNIT, SOCKET)),
         paths=frozenset((*keys, *wanted.owned_paths(settings), SOCKET_GENERATOR, MIGRATED_SOCKET_PATH)),
         contents=frozenset(f"{key}.pub" for key in keys),
@@ -240,16 +242,20 @@ def effect_steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 def match_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """Refusals of Match blocks, which win over every drop-in: as written, and as sshd understands them."""
-    weak = wanted.weakening_matches(seen.sshd_match_files)
+    # Our own block is compared with its file, and as sshd understands it.
+    others = {path: text for path, text in seen.sshd_match_files.items() if path != wanted.DROP_IN_PATH}
+    weak = wanted.weakening_matches(others)
     told = [f"{path}: `Match {condition}` sets `{line}`" for path, condition, line in weak]
     if not told:
+        asked = {keyword.lower() for keyword in render_totp.effective_outside(settings)}
         for probe, shown in sorted(seen.sshd_probes.items()):
             told += [
                 f"for {probe} {key} is {value}"
                 for key, refused in wanted.WEAKENING.items()
                 for value in shown.get(key, ())
-                if value in refused
+                if value in refused and not (key in asked and totp.is_outside(settings, probe))
             ]
+        told += totp.overruled(settings, seen.sshd_probes)
     if not told:
         return []
     change = f"sshd: {'; '.join(told)}"
@@ -257,9 +263,21 @@ def match_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     return [Step(change, refusal=f"{'; '.join(told)}. {mend}")]
 
 
-def steps(settings: Settings, seen: Snapshot, control: ControlSide = ControlSide()) -> list[Step]:  # noqa: B008
-    """The files, then the running server, then the proof that nothing else overrules them."""
-    refused = [*lockout_steps(settings, seen, control), *denied_steps(seen)]
+def steps(
+    settings: Settings,
+    seen: Snapshot,
+    control: ControlSide = ControlSide(),  # noqa: B008 - frozen
+    factors: tuple[File, ...] = (),
+) -> list[Step]:
+    """The files, then the running server, then the proof that nothing else overrules them.
+
+    `factors` are the files of the second factor's secrets, none when it is off.
+    """
+    refused = [
+        *lockout_steps(settings, seen, control),
+        *denied_steps(seen),
+        *totp.refusals(settings, factors, seen, through_ssh=bool(control.algorithms)),
+    ]
     if refused:
         return refused
     banner = wanted.banner_file(settings)
@@ -269,13 +287,16 @@ def steps(settings: Settings, seen: Snapshot, control: ControlSide = ControlSide
         *socket_steps(settings, seen),
         *files.steps((wanted.drop_in(settings, server(settings, seen)),), seen, pending=UNIT),
     ]
+    # sshd asks for a code only when PAM can check one, and PAM's own question comes back when sshd asks for none.
+    before = totp.secret_steps(factors, seen) + (totp.pam_steps(settings, seen) if settings.sshd_totp else [])
+    after = [] if settings.sshd_totp else totp.pam_steps(settings, seen)
     moduli = moduli_steps(settings, seen)
     if found or UNIT in seen.pending:
         change = f"{UNIT}: runs with an older configuration, is reloaded (sessions go on)"
         reload = Step(change, f"{_TAKE_INTO_USE}\n{files.clear_pending(UNIT)}")
-        return [*move_steps(settings, seen, control), *moduli, *found, reload]
-    if moduli:
-        return moduli
+        return [*move_steps(settings, seen, control), *moduli, *before, *found, reload, *after]
+    if moduli or before or after:
+        return [*moduli, *before, *after]
     refused = effect_steps(settings, seen)
     if refused:
         return refused
@@ -314,15 +335,31 @@ def foreign_ports(settings: Settings, seen: Snapshot) -> list[str]:
 def guard(settings: Settings, seen: Snapshot) -> Guard:
     """What is put back when nobody can log in afterwards, and where the login must work."""
     outside = (settings.sshd_port_outside or settings.sshd_port) if moves(settings, seen) else None
-    return Guard(("/etc/ssh", wanted.SOCKET_PATH.rpartition("/")[0]), reload=SSHD_RELOAD, port=outside)
+    paths = ("/etc/ssh", wanted.SOCKET_PATH.rpartition("/")[0], render_totp.PAM_PATH)
+    return Guard(paths, reload=SSHD_RELOAD, port=outside)
 
 
 @operation()
-def hardened(settings: Settings):  # type: ignore[no-untyped-def]
+def inside_kept(settings: Settings, factors: tuple[File, ...]):  # type: ignore[no-untyped-def]
     """
-    An SSH server that takes keys only.
+    The machine that runs this is not one that will be asked for a code.
 
     + settings: the host's settings
+    + factors: files of the second factor's secrets
+    """
+    control = control_side()
+    yield from converge(
+        lambda seen: totp.refusals(settings, factors, seen, through_ssh=bool(control.algorithms)),
+    )
+
+
+@operation()
+def hardened(settings: Settings, factors: tuple[File, ...] = ()):  # type: ignore[no-untyped-def]
+    """
+    An SSH server that takes keys only, and from outside a code as well when there are secrets for it.
+
+    + settings: the host's settings
+    + factors: files of the second factor's secrets
     """
     proof: Guard | None = None
     control = control_side()
@@ -330,7 +367,7 @@ def hardened(settings: Settings):  # type: ignore[no-untyped-def]
 
     def missing(seen: Snapshot) -> list[Step]:
         nonlocal found
-        left = steps(settings, seen, control)
+        left = steps(settings, seen, control, factors)
         if not left:
             for told in foreign_ports(settings, seen):
                 report.notice(told)
@@ -360,6 +397,9 @@ def _followed(port: int) -> Iterator[FunctionCommand | StringCommand]:
 
 
 @deploy("ssh")
-def provision(settings: Settings) -> None:
+def provision(settings: Settings, factors: tuple[File, ...]) -> None:
     """The whole stage."""
-    hardened(name="server", settings=settings)
+    if settings.sshd_totp:
+        # By itself: a slow mirror must not use up the time in which the change of sshd has to be proven.
+        apt.packages(name="second factor", names=render_totp.packages(settings))
+    hardened(name="server", settings=settings, factors=factors)

@@ -11,8 +11,9 @@ from pyinfra.api import deploy, operation
 from pyinfra.api.state import StateStage
 
 from facts.snapshot import Snapshot
+from mediahost.render import totp
 from mediahost.wanted import Wanted
-from operations import base, compose, docker, fail2ban, hardening, manifest, ssh, storage, ufw, users
+from operations import apt, base, compose, docker, fail2ban, hardening, manifest, ssh, storage, ufw, users
 from operations.convergence import Step, converge
 
 
@@ -24,7 +25,8 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *base.steps(settings, seen),
         *hardening.steps(settings, seen),
         *users.steps(settings, seen),
-        *ssh.steps(settings, seen),
+        *apt.install_steps(totp.packages(settings), seen),
+        *ssh.steps(settings, seen, factors=wanted.factors),
         *(ufw.steps(settings, wanted.stack.exposed_ports, seen) if settings.firewall else ()),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),

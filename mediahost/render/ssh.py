@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mediahost.config import Settings
+from mediahost.render import totp
 from mediahost.resources import MARK, File
 
 DROP_IN_PATH = "/etc/ssh/sshd_config.d/00-mediahost.conf"
@@ -233,6 +234,7 @@ def weakening_matches(files: Mapping[str, str]) -> list[tuple[str, str, str]]:
 def drop_in(settings: Settings, server: Server = Server()) -> File:  # noqa: B008 - frozen
     """The file that brings `effective` about."""
     content = f"# {MARK}\n" + "".join(f"{keyword} {value}\n" for keyword, value in options(settings, server))
+    content += totp.match_block(settings)
     # An error in the new file must not reach a running server: sshd reads the main file with this one included.
     return File(DROP_IN_PATH, content.encode(), mode="0600", check="/usr/sbin/sshd -t -f {}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mediahost.secrets.crypto import DEFAULT_COST, Cost
 from mediahost.secrets.error import VaultError
-from mediahost.secrets.generate import api_key, password, token
+from mediahost.secrets.generate import api_key, password, token, totp
 from mediahost.secrets.keys import Automatic, KeyFile, KeyMaterial, KeySource, Passphrase
 from mediahost.secrets.repository import prepare_directory, vault_path
 from mediahost.secrets.vault import Vault
@@ -27,5 +27,6 @@ __all__ = [
     "password",
     "prepare_directory",
     "token",
+    "totp",
     "vault_path",
 ]

@@ -6,6 +6,7 @@ value of the same kind. It must never use a source of randomness other than the 
 
 from __future__ import annotations
 
+import base64
 import functools
 import secrets
 from collections.abc import Callable
@@ -38,7 +39,17 @@ def token() -> str:
             return candidate
 
 
-GENERATED_KINDS: dict[str, Callable[[], str]] = {"api_key": api_key, "password": password, "token": token}
+def totp() -> str:
+    """Return 32 characters of base32 (160 bits), what RFC 4226 (section 4, R6) recommends for a code's secret."""
+    return base64.b32encode(secrets.token_bytes(20)).decode()
+
+
+GENERATED_KINDS: dict[str, Callable[[], str]] = {
+    "api_key": api_key,
+    "password": password,
+    "token": token,
+    "totp": totp,
+}
 
 # What a generator that is not in the table leaves behind: generated, but not by a rule known here.
 CUSTOM_KIND = "custom"

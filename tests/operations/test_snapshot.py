@@ -38,6 +38,7 @@ EVERYTHING = Request(
     users=frozenset({"root", "nobody-of-that-name"}),
     groups=frozenset({"root"}),
     sysctls=frozenset({"vm.swappiness", "kernel.no_such_setting"}),
+    first_lines=frozenset({"/etc/passwd", "/etc/nothing-there"}),
     moduli=frozenset({"/etc/ssh/moduli"}),
     ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}),
 )
@@ -106,6 +107,8 @@ def test_what_it_reads_of_this_machine_is_true(state: Path) -> None:
         hashlib.sha256(passwd.read_bytes()).hexdigest(),
     )
     assert seen.contents == {"/etc/passwd": passwd.read_text()}
+    first = passwd.read_bytes().partition(b"\n")[0] + b"\n"
+    assert seen.first_lines == {"/etc/passwd": hashlib.sha256(first).hexdigest()}
     assert (seen.paths["/tmp"].kind, seen.paths["/tmp"].mode) == ("directory", "1777")
     assert seen.paths["/proc/self"].kind == "link"
     assert "/etc/nothing-there" not in seen.paths
@@ -243,6 +246,9 @@ aaaa  /etc/ssh/sshd_config.d/00-mediahost.conf
 |}
 #file /etc/empty
 #end contents
+#begin first_lines
+5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03 /etc/mediahost/totp/me
+#end first_lines
 #begin packages
 docker-ce hi |5:29.7.0-1~ubuntu.24.04~noble
 curl ii |8.5.0
@@ -393,6 +399,7 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             "/run/docker.sock": PathState("other", "660", "0", "990", "root", "docker"),
         },
         contents={"/etc/docker/daemon.json": "{\n}\n", "/etc/empty": ""},
+        first_lines={"/etc/mediahost/totp/me": hashlib.sha256(b"hello\n").hexdigest()},
         packages={
             "docker-ce": PackageState("5:29.7.0-1~ubuntu.24.04~noble", installed=True, held=True),
             "curl": PackageState("8.5.0", installed=True, held=False),
