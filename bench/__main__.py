@@ -68,7 +68,7 @@ def _bench(runs: int, ansible_runs: int, destroy: bool) -> None:
     subject = host.ready(tell)
     load = os.getloadavg()[0]
     try:
-        wanted, snapshot = resources.of(subject)
+        wanted, plan = resources.of(subject)
         script = shell.script(wanted)
         (subject.scratch / "check.sh").write_text(script, encoding="utf-8")
         tell("Does the shell script see a difference when there is one?")
@@ -81,7 +81,7 @@ def _bench(runs: int, ansible_runs: int, destroy: bool) -> None:
         counts = growth.measure(subject, tell)
         tell("Where the time goes")
         phases = profile.median_phases(subject, runs)
-        sections = profile.sections(subject.machine, request(snapshot))
+        sections = profile.sections(subject.machine, request(plan))
         path = report.write(
             report.Findings(
                 machine=subject.machine,

@@ -2,7 +2,8 @@
 
 OpenSSH's server starts every command, shell and subsystem (so SFTP too) in one function, `do_exec` of session.c,
 which logs "Starting session: ..." at LogLevel VERBOSE before it forks. Whatever the client's library calls it, an
-exec that does not pass there does not run, so none can be missed; and no code of the product takes part.
+exec that does not pass there does not run, so none can be missed; and no code of the product takes part. The level
+is what the product itself sets, so nothing is changed on a converged machine to count.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from dataclasses import dataclass, field
 
 from lab.machine import Machine
 
-_DROP_IN = "/etc/ssh/sshd_config.d/01-bench-verbose.conf"
 _STARTED = re.compile(r"Starting session: (?P<what>.+) for \S+ from \S+ port (?P<port>\d+) id \d+")
 _LOGGED_IN = re.compile(r"Accepted \S+ for \S+ from \S+ port (?P<port>\d+) ")
 
-# The product sets no LogLevel, so the machine stays converged. Connections that are open keep the level they have.
-_ON = f"echo 'LogLevel VERBOSE' >{_DROP_IN} && sshd -t && systemctl reload ssh.service"
-_OFF = f"rm -f {_DROP_IN} && systemctl reload ssh.service"
+# Connections that were open before the level was set keep theirs; the only such one is our own, which is left out.
+_VERBOSE = "sshd -T | grep -qx 'loglevel VERBOSE' || { echo 'sshd does not log its sessions' >&2; exit 1; }"
 
 
 class LogGapError(Exception):
@@ -45,20 +44,17 @@ def counted(machine: Machine) -> Iterator[Tally]:
     """A `Tally` that is filled in when the block ends; it counts all clients of the machine, not only the product.
 
     Only the connection that reads the log is left out (by its port), so the block must not use `machine.run`.
-    Raises LogGapError when journald dropped lines meanwhile.
+    Raises LogGapError when journald dropped lines meanwhile, CommandFailedError where sshd's level is another.
     """
     tally = Tally()
-    _as_root(machine, _ON)
-    try:
-        cursor = _as_root(machine, "journalctl -q -n 0 --show-cursor").partition("cursor: ")[2].strip()
-        yield tally
-        log = _as_root(
-            machine,
-            f"journalctl --sync; journalctl -q -o cat --after-cursor='{cursor}'"
-            " -t sshd -t sshd-session -t systemd-journald",
-        )
-    finally:
-        _as_root(machine, _OFF)
+    _as_root(machine, _VERBOSE)
+    cursor = _as_root(machine, "journalctl -q -n 0 --show-cursor").partition("cursor: ")[2].strip()
+    yield tally
+    log = _as_root(
+        machine,
+        f"journalctl --sync; journalctl -q -o cat --after-cursor='{cursor}'"
+        " -t sshd -t sshd-session -t systemd-journald",
+    )
     own, lines = log.splitlines()[0], log.splitlines()[1:]
     if any("Suppressed" in line for line in lines):
         raise LogGapError(f"{machine.name}: journald dropped lines of the log, nothing can be counted from it")

@@ -24,6 +24,9 @@ MEMORY_MIB = 2048
 CONVERGED = "converged"
 """Snapshot of the machine after an apply that was followed by one that found nothing to do."""
 
+LEFT_OUT = {"hardening": False, "fail2ban": False}
+"""Settings of stages that the script and the playbook have no counterpart of: all sides look at the same things."""
+
 PROJECT = Path(__file__).resolve().parent.parent
 Report = Callable[[str], None]
 Finished = subprocess.CompletedProcess[str]
@@ -151,6 +154,7 @@ def _data(machine: Machine) -> dict[str, Any]:
         "docker_insecure_registries": [registry.prefix()],
         "docker_apt_url": f"{aptrepo.guest_url()}/linux",
         "docker_apt_fingerprint": aptrepo.fingerprint(),
+        **LEFT_OUT,
     }
 
 

@@ -41,6 +41,11 @@ def median_phases(subject: Subject, runs: int) -> _Watch:
 
 def sections(machine: Machine, request: Request, runs: int = 5) -> _Watch:
     """Seconds by section of the snapshot script, the mean of `runs` in one shell (the clock has 10 ms steps)."""
+    return mean_sections(machine.run("sudo -n sh -s", input=timed(request, runs)).stderr, runs)
+
+
+def timed(request: Request, runs: int) -> str:
+    """Shell that runs the snapshot script `runs` times and writes `SECTION END BEGIN` to stderr, in 10 ms."""
     # Without a fork: what is timed must not be the timing.
     clock = (
         "now() { read -r up rest </proc/uptime; at=${up%.*}${up#*.}; }\n"
@@ -51,12 +56,15 @@ def sections(machine: Machine, request: Request, runs: int = 5) -> _Watch:
     for name in ("section()", "end()"):
         start = body.index(f"\n{name}")
         body = body[:start] + body[body.index("\n", start + 1) :]
-    loop = f"for round in $(seq {runs}); do (\n{clock}{body}\n) >/dev/null; done"
-    result = machine.run("sudo -n sh -s", input=loop)
+    return f"for round in $(seq {runs}); do (\n{clock}{body}\n) >/dev/null; done"
+
+
+def mean_sections(told: str, runs: int) -> _Watch:
+    """Seconds by section from what `timed` wrote; what a program said in between is passed over."""
     total: _Watch = {}
-    for line in result.stderr.splitlines():
-        name, *numbers = line.split()
-        if len(numbers) == 2:
+    for line in told.splitlines():
+        name, *numbers = line.split() or [""]
+        if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
             total[name] = total.get(name, 0.0) + (int(numbers[0]) - int(numbers[1])) / 100 / runs
     return total
 

@@ -74,7 +74,8 @@ def _tasks(wanted: Resources) -> Iterable[Task]:
             arguments |= {"owner": "{{ item.owner }}", "group": "{{ item.group }}", "mode": "{{ item.mode }}"}
         yield _loop("files" if forced else "seeds", "copy", arguments, items, label="{{ item.path }}")
     yield _asked("sysctls", f"sysctl {' '.join(wanted.sysctls)}", [f"{k} = {v}" for k, v in wanted.sysctls.items()])
-    yield _asked("sshd in effect", "sshd -T", [f"{key} {value}" for key, value in wanted.sshd.items()])
+    sshd = [f"{key} {value}" for key, values in wanted.sshd.items() for value in values]
+    yield _asked("sshd in effect", "sshd -T", sshd)
     yield _loop(
         "units", "systemd_service", {"name": "{{ item }}", "enabled": True, "state": "started"}, list(wanted.units)
     )
