@@ -47,7 +47,10 @@ def refusals(settings: Settings, factors: tuple[File, ...], seen: Snapshot, thro
     unusable = wanted.unusable(factors)
     if unusable:
         told = ", ".join(f"HOST/totp/{name}" for name in unusable)
-        mend = f"{told}: is no secret of 26 or more characters of base32 (A-Z, 2-7); `mediahost secrets rotate` it"
+        mend = (
+            f"{told} in the vault: is no secret of 26 or more characters of base32 (A-Z, 2-7). Set it again, or "
+            "delete it (`mediahost secrets delete`) and run again for a new one"
+        )
         return [Step(change, refusal=mend)]
     text = seen.contents.get(wanted.PAM_PATH)
     present = seen.paths.get(wanted.PAM_PATH)

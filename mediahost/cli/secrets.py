@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import click
 
@@ -131,9 +132,28 @@ def get(name: str, inventory: Path) -> None:
       mediahost secrets get home1/sonarr/api_key | wl-copy --trim-newline
     """
     value = _open(name, inventory).get(name)
-    if sys.stdout.isatty():
-        click.echo("warning: the secret is on your screen now; clear it, with its scroll-back", err=True)
+    _warn_on_screen()
     click.echo(value)
+
+
+@command.command()
+@_name
+@_inventory
+def totp(name: str, inventory: Path) -> None:
+    """Print the secret NAME of SSH's second factor as the address that an authenticator app reads.
+
+    \b
+    Example:
+      mediahost secrets totp nas/totp/me | qrencode -t ansiutf8
+    """
+    host, found, administrator = name.rpartition("/totp/")
+    if not found:
+        _refuse(f"{name} is no secret of a second factor", "its name is HOST/totp/ADMINISTRATOR; see `secrets list`")
+    value = _open(name, inventory).get(name)
+    _warn_on_screen()
+    # https://github.com/google/google-authenticator/wiki/Key-Uri-Format
+    issuer = quote(host, safe="")
+    click.echo(f"otpauth://totp/{issuer}:{quote(administrator, safe='')}?secret={value}&issuer={issuer}")
 
 
 @command.command("list")
@@ -357,6 +377,11 @@ def _standard_input() -> str:
     if text is None:
         _refuse("standard input is not UTF-8 text", "encode binary values first, for instance with base64")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def _warn_on_screen() -> None:
+    if sys.stdout.isatty():
+        click.echo("warning: the secret is on your screen now; clear it, with its scroll-back", err=True)
 
 
 def _refuse(what: str, mend: str) -> NoReturn:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from mediahost.config import Settings
 from mediahost.controls import CONTROLS, DISTRIBUTION_SYSCTLS, Assignment, Control, Insertion
+from mediahost.render import totp
 from mediahost.resources import MARK, File
 
 # Named so that it is read last: procps ships 99-protect-links.conf with weaker values, and the later file wins.
@@ -178,7 +179,9 @@ def aide_file(settings: Settings) -> File | None:
     """What AIDE does not look at; None when it is off."""
     if not _on(settings, "file-integrity"):
         return None
-    roots = (settings.data_root, settings.downloads_root, settings.stack_root)
+    # pam_google_authenticator notes each login beside the secret.
+    codes = (totp.DIRECTORY,) if settings.sshd_totp else ()
+    roots = (*codes, settings.data_root, settings.downloads_root, settings.stack_root)
     left_out = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/mediahost", "/var/log/audit", *roots)
     return _conf(AIDE_PATH, [f"!{path}" for path in dict.fromkeys(left_out)])
 

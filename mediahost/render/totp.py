@@ -49,16 +49,10 @@ def packages(settings: Settings) -> tuple[str, ...]:
 def condition(settings: Settings) -> str:
     """Of the Match block: every address outside firewall_lan."""
     inside = [f"!{network}" for network in settings.firewall_lan]
-    link_local = ipaddress.ip_network("fe80::/10")
-    if any(_covers(network, link_local) for network in settings.firewall_lan):
+    if is_inside(settings, "fe80::1"):
         # sshd finds an address with its interface (fe80::1%eth0) in no block.
         inside.append("!fe80:*")
     return ",".join(("*", *inside))
-
-
-def _covers(network: str, other: ipaddress.IPv6Network) -> bool:
-    given = ipaddress.ip_network(network)
-    return isinstance(given, ipaddress.IPv6Network) and other.subnet_of(given)
 
 
 def match_block(settings: Settings) -> str:

@@ -138,6 +138,15 @@ def test_what_goes_in_by_standard_input_comes_out_by_standard_output(vault: Path
     assert result.stderr == ""
 
 
+def test_the_secret_of_a_code_is_printed_as_an_authenticator_app_reads_it(vault: Path) -> None:
+    assert run("set", "nas.lan/totp/me", stdin="JBSWY3DPEHPK3PXPJBSWY3DPEH\n").exit_code == 0
+    result = run("totp", "nas.lan/totp/me")
+    assert result.stdout == "otpauth://totp/nas.lan:me?secret=JBSWY3DPEHPK3PXPJBSWY3DPEH&issuer=nas.lan\n"
+    refused = run("totp", "a")
+    assert refused.exit_code == 2
+    assert "HOST/totp/ADMINISTRATOR" in refused.stderr
+
+
 def test_an_empty_value_and_one_that_is_not_text_are_refused(vault: Path) -> None:
     before = vault.read_bytes()
     for stdin, message in ((b"\n", "is empty"), (b"\xff\xfe", "not UTF-8")):
@@ -339,7 +348,7 @@ def test_a_mistyped_inventory_brings_those_that_exist(vault: Path) -> None:
 
 
 def test_every_command_teaches_with_an_example() -> None:
-    assert set(command.commands) == {"init", "set", "get", "list", "rotate", "rekey", "check", "delete"}
+    assert set(command.commands) == {"init", "set", "get", "totp", "list", "rotate", "rekey", "check", "delete"}
     for name in command.commands:
         text = run(name, "--help").output
         assert f"Example:\n    mediahost secrets {name}" in text
