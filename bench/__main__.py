@@ -19,7 +19,7 @@ from bench import growth, host, profile, report, resources, shell
 from bench.ansible import playbook, runner
 from bench.host import BenchError, Subject
 from lab.errors import LabError
-from operations.run import request
+from operations.verify import request
 
 PRODUCT = "mediahost apply"
 SHELL = "shell script"

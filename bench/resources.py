@@ -22,8 +22,8 @@ from operations import base as base_stage
 from operations import docker as docker_stage
 from operations import ssh as ssh_stage
 from operations import ufw as ufw_stage
-from operations.run import request
 from operations.users import keys_file, keys_path
+from operations.verify import request
 
 
 @dataclass(frozen=True)

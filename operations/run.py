@@ -15,14 +15,13 @@ from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra_cli.exceptions import CliError
 
-from facts.snapshot import Request
 from mediahost import secrets, wanted
 from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
 from mediahost.config import ConfigError, ConfigProblem
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted
-from operations import base, convergence, docker, fail2ban, files, guard, hardening, lock, report, ssh, ufw, users
+from operations import convergence, guard, lock, report, verify
 
 _PLAN = "mediahost_wanted"
 
@@ -56,20 +55,9 @@ def begin() -> Wanted:
         report.listen()
         state.add_callback_handler(guard.PutBackOnError())
     plan = plans[host.name]
-    convergence.watch(request(plan))
+    convergence.watch(verify.request(plan))
     guard.allow(plan.settings.rollback_after)
     return plan
-
-
-def request(plan: Wanted) -> Request:
-    """Everything the snapshot of this host has to look at."""
-    settings = plan.settings
-    watched = base.request(settings) | users.request(settings) | ssh.request(settings) | docker.request(settings)
-    watched |= fail2ban.request(settings)
-    watched |= files.request(plan.stack_files, plan.directories)
-    watched |= hardening.request(settings)
-    watched |= files.request((plan.proxy_file,) if plan.proxy_file else ())
-    return watched | ufw.request() if settings.firewall else watched
 
 
 def _plans() -> dict[str, Wanted]:

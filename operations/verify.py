@@ -10,11 +10,22 @@ from pyinfra import state
 from pyinfra.api import deploy, operation
 from pyinfra.api.state import StateStage
 
-from facts.snapshot import Snapshot
+from facts.snapshot import Request, Snapshot
 from mediahost.render import totp
 from mediahost.wanted import Wanted
-from operations import apt, base, compose, docker, fail2ban, hardening, manifest, ssh, storage, ufw, users
+from operations import apt, base, compose, docker, fail2ban, files, hardening, manifest, ssh, storage, ufw, users
 from operations.convergence import Step, converge
+
+
+def request(wanted: Wanted) -> Request:
+    """Everything that any stage has to see of this host, for its one snapshot."""
+    settings = wanted.settings
+    watched = base.request(settings) | users.request(settings) | ssh.request(settings) | docker.request(settings)
+    watched |= fail2ban.request(settings)
+    watched |= files.request(wanted.stack_files, wanted.directories)
+    watched |= hardening.request(settings)
+    watched |= files.request((wanted.proxy_file,) if wanted.proxy_file else ())
+    return watched | ufw.request() if settings.firewall else watched
 
 
 def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:

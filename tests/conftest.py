@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if "pyinfra_cli" in sys.modules:
+        # It lets gevent replace threads and sockets for the whole session: a test with a busy thread never ends.
+        raise pytest.UsageError("a test imports pyinfra_cli, most likely by way of operations.run; run it as a process")
 
 
 class _Proof:
