@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     if "pyinfra_cli" in sys.modules:
         # It lets gevent replace threads and sockets for the whole session: a test with a busy thread never ends.
-        raise pytest.UsageError("a test imports pyinfra_cli, most likely by way of operations.run; run it as a process")
+        raise pytest.UsageError("a test imports pyinfra_cli, perhaps by way of operations.run; run it as a process")
 
 
 class _Proof:
