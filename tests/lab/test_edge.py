@@ -240,7 +240,8 @@ def fails_to_log_in(stranger: Machine, source: str, target: str, times: int) -> 
     """Ask SSH for accounts that do not exist, each time in a connection of its own."""
     for number in range(times):
         stranger.run(
-            f"ssh -b {source} -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no"
+            # A ban drops the packets of open connections, too: nobody would tell this one that it is over.
+            f"timeout 30 ssh -b {source} -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no"
             f" -o UserKnownHostsFile=/dev/null nobody{number}@{target} true",
             check=False,
         )
