@@ -142,7 +142,8 @@ def _docker_restart(edge: Home) -> None:
 
 
 def _recreate(edge: Home) -> None:
-    edge.machine.run("cd /opt/media-server && sudo docker compose up -d --force-recreate --wait caddy sonarr")
+    command = "docker compose --project-directory /opt/media-server up -d --force-recreate --wait caddy sonarr"
+    edge.machine.run(f"sudo {command}")
 
 
 def _reboot(edge: Home) -> None:
