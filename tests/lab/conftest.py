@@ -16,6 +16,7 @@ import pytest
 from lab import aptrepo, registry
 from lab.machine import Machine
 from tests.lab.home import Home
+from tests.lab.segment import LAN, LAN4, LAN6, card
 
 FIRST_TEST_INDEX = 101
 CLEAN = "clean"
@@ -115,3 +116,34 @@ def home(provisioned: Home) -> Home:
     provisioned.machine.restore(PROVISIONED)
     provisioned.write_inventory()  # a machine that was started anew may have another port
     return provisioned
+
+
+@pytest.fixture(scope="session")
+def stranger(make_machine: MakeMachine) -> Machine:
+    """A machine on the same segment, with nmap and a second address that the host's owner calls home."""
+    return make_machine("stranger", memory_mib=768, prepare=_equip)
+
+
+def _equip(machine: Machine) -> None:
+    machine.run("sudo apt-get -qq update && sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y nmap curl")
+    name = card(machine)
+    machine.run(f"sudo ip address add {LAN4}/24 dev {name} && sudo ip address add {LAN6}/64 dev {name} nodad")
+
+
+@pytest.fixture(scope="session")
+def edge_provisioned(provisioned: Home) -> Home:
+    """The home server with one address of the segment declared as LAN."""
+    provisioned.machine.restore(PROVISIONED)
+    provisioned.write_inventory(firewall_lan=LAN)
+    provisioned.apply()
+    provisioned.machine.snapshot("edge")
+    return provisioned
+
+
+@pytest.fixture
+def edge(edge_provisioned: Home) -> Iterator[Home]:
+    """That server, freshly restored."""
+    edge_provisioned.machine.restore("edge")
+    edge_provisioned.write_inventory(firewall_lan=LAN)
+    yield edge_provisioned
+    edge_provisioned.write_inventory()

@@ -7,24 +7,21 @@ be the neighbour for whom a `lan` port is open: the positive control of every po
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import pytest
 
 from lab.machine import Machine
-from tests.lab.conftest import PROVISIONED, MakeMachine
 from tests.lab.home import Home, told
+from tests.lab.segment import LAN4, LAN6, card
 
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.proof("What a stranger sees, and sees no more once he is banned", "edge"),
 ]
 
-LAN4, LAN6 = "10.77.0.250", "fd77::250"
-# The control side comes from the uplink; on the segment only one address is at home.
-LAN = ["10.0.2.0/24", f"{LAN4}/32", f"{LAN6}/128"]
 DECLARED = {"tcp": {22, 80, 443, 6881}, "udp": {443, 6881}}
 DECLARED_LAN = {"tcp": {5055, 6767, 7878, 8989, 9696}, "udp": set[int]()}
 # Beside the declared ones: what runs on the host and is for itself, what a container holds inside, and neighbours.
@@ -43,46 +40,10 @@ class Scan:
     silent: frozenset[int]
 
 
-@pytest.fixture(scope="module")
-def stranger(make_machine: MakeMachine) -> Machine:
-    """A machine on the same segment, with nmap and a second address that the host's owner calls home."""
-    return make_machine("stranger", memory_mib=768, prepare=_equip)
-
-
-def _equip(machine: Machine) -> None:
-    machine.run("sudo apt-get -qq update && sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y nmap curl")
-    card = _card(machine)
-    machine.run(f"sudo ip address add {LAN4}/24 dev {card} && sudo ip address add {LAN6}/64 dev {card} nodad")
-
-
-def _card(machine: Machine) -> str:
-    """Name of the card on the segment."""
-    return machine.run(f"ip -4 -o address show to {machine.address4} | cut -d' ' -f2").stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def edge_provisioned(provisioned: Home) -> Home:
-    """The home server with one address of the segment declared as LAN."""
-    provisioned.machine.restore(PROVISIONED)
-    provisioned.write_inventory(firewall_lan=LAN)
-    provisioned.apply()
-    provisioned.machine.snapshot("edge")
-    return provisioned
-
-
-@pytest.fixture
-def edge(edge_provisioned: Home) -> Iterator[Home]:
-    """That server, freshly restored."""
-    edge_provisioned.machine.restore("edge")
-    edge_provisioned.write_inventory(firewall_lan=LAN)
-    yield edge_provisioned
-    edge_provisioned.write_inventory()
-
-
 def scan(stranger: Machine, source: str, target: str, protocol: str, ports: str) -> Scan:
     """Scan `ports` of `target` from the stranger's own or the LAN's address `source`."""
     # Without a ping: nmap's neighbour discovery does not find an IPv6 target from an address that it is given.
-    words = ["sudo", "nmap", "-n", "-Pn", "--disable-arp-ping", "-S", source, "-e", _card(stranger)]
+    words = ["sudo", "nmap", "-n", "-Pn", "--disable-arp-ping", "-S", source, "-e", card(stranger)]
     words += ["-T4", "--max-retries", "2", "-oX", "-", "-p", ports]
     words += ["-sS" if protocol == "tcp" else "-sU"]
     words += ["-6"] if ":" in target else []
