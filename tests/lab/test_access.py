@@ -26,10 +26,8 @@ pytestmark = [
 def test_a_removed_administrator_loses_login_and_sudo_and_keeps_his_files(home: Home, tmp_path: Path) -> None:
     machine = home.machine
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "bob")], check=True)
-    admins = {
-        "alice": [f"{image.ssh_key()}.pub"],
-        "bob": {"keys": [str(tmp_path / "bob.pub")], "expires": "2099-01-31"},
-    }
+    bob = {"keys": [str(tmp_path / "bob.pub")], "expires": "2099-01-31"}
+    admins = {"alice": [f"{image.ssh_key()}.pub"], "bob": bob}
     home.write_inventory(admins=admins)
     home.apply()
     assert logs_in(machine, user="alice")
