@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.proof("Secrets: output, argv, logs, i
 _WATCH = r"""
 rm -rf /run/watch; mkdir -p /run/watch; : >/run/watch/argv; : >/run/watch/readable
 while [ ! -e /run/watch/stop ]; do
-  for f in /proc/[0-9]*/cmdline; do tr '\0' ' ' <"$f" 2>/dev/null; echo; done >>/run/watch/argv
+  # One process for all: what passes by between two rounds is not seen.
+  { cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' '; echo; } >>/run/watch/argv
   setpriv --reuid=65534 --regid=65534 --clear-groups find /opt /tmp /run/mediahost /var/lib/mediahost \
     -type f -readable \( -name '*api_key*' -o -name '*config.json' -o -name 'pyinfra-*' \) \
     2>/dev/null >>/run/watch/readable
@@ -39,7 +40,9 @@ def test_secrets_stay_secret_while_they_are_written(watched: Home) -> None:
     machine = watched.machine
     machine.run("sudo sh -c 'rm /opt/media-server/secrets/* /opt/media-server/config/*/config.json'")
     # Positive controls: the watcher sees an argument that passes by, and a file that is open to the world.
-    machine.run(f"sudo install -m 0644 /dev/null {_BAIT}; sh -c 'sleep 8; : canary-in-argv'")
+    machine.run(f"sudo install -m 0644 /dev/null {_BAIT}")
+    machine.run("sudo sh -c 'until grep -q canary-in-argv /run/watch/argv; do sleep 1; done'", limit=300)
+    machine.run(f"sudo sh -c 'until grep -q {_BAIT} /run/watch/readable; do sleep 1; done'", limit=300)
     result = watched.mediahost("apply", "--verbose")
     assert result.returncode == 0, told(result)
     machine.run("sudo touch /run/watch/stop")
