@@ -70,6 +70,14 @@ def test_a_first_run_killed_among_packages_and_cut_among_services_heals(bare: Ho
     _heals(bare)
 
 
+@pytest.mark.exhaustive
+def test_a_first_run_that_is_killed_at_every_moment_goes_on_each_time(bare: Home) -> None:
+    """Each next run comes past the moment at which the one before died, to the next one; the last one to the end."""
+    for operation in MOMENTS:
+        assert bare.apply_until(during(operation)), f"no run came to {operation}"
+    _heals(bare)
+
+
 @pytest.fixture(scope="module")
 def killed(make_machine: MakeMachine, supplied: None, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home server whose first run is killed again and again, a snapshot after each kill."""
