@@ -111,10 +111,12 @@ DRIFTS = (
         ("stack | services: service seerr: not there",),
     ),
     Drift(
-        "a container made anew by hand from another image",
+        "a container made anew from another image",
         "docker tag $(docker inspect -f '{{.Config.Image}}' mediahost-sonarr-1) elsewhere/sonarr:1; "
         "docker rm -f mediahost-sonarr-1 >/dev/null; docker run -d --name mediahost-sonarr-1 "
-        "--label mediahost.service=sonarr --label com.docker.compose.project=mediahost elsewhere/sonarr:1 >/dev/null",
+        "--label mediahost.service=sonarr --label com.docker.compose.project=mediahost "
+        "--label com.docker.compose.service=sonarr --label com.docker.compose.oneoff=False "
+        "--label com.docker.compose.container-number=1 elsewhere/sonarr:1 >/dev/null",
         ("stack | services: service sonarr: runs image elsewhere/sonarr:1",),
     ),
     Drift(
