@@ -75,11 +75,12 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
     recreate = [service for service in faults if service not in start]
     # Everything is pulled before anything is stopped: a registry that is down must not cost a running service.
     lines = [_or_tell(f"{compose} pull -q --policy missing {' '.join(faults)}", "an image could not be pulled")]
+    # Compose does not take over a container that it did not make, and fails on its name.
     lines += [
         _remove([container])
         for service in recreate
         for container in by_service.get(service, [])
-        if container.project != PROJECT
+        if container.project != PROJECT or not container.digest
     ]
     paused = [c.id for service in start for c in by_service.get(service, []) if c.state == "paused"]
     if paused:
