@@ -497,6 +497,7 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
     (os_line,) = sections["os"] or ["debian - - amd64"]
     paths = _paths(sections["paths"], sections["sums"])
     ufw = _ufw(sections["ufw"])
+    rollback = _rollback(sections["rollback"])
     engine = [line for line in sections["engine"] if line.strip()]
     groups = [line.split(":") for line in sections["groups"]]
     return Snapshot(
@@ -535,8 +536,8 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         pending=frozenset(sections["pending"]),
         manifest=dict(_manifest_line(line) for line in sections["manifest"] if line),
         lock=_lock(sections["lock"]),
-        rollback_armed=_rollback(sections["rollback"]).get("armed", ""),
-        rolled_back=_rollback(sections["rollback"]).get("done", ""),
+        rollback_armed=rollback.get("armed", ""),
+        rolled_back=rollback.get("done", ""),
         free_mib=_disk(sections["disk"]),
         nft_chains=_nft_chains(sections["nft"]),
         ssh_port=_ssh_port(sections["connection"]),

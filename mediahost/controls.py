@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mediahost.resources import MARK, File
+from mediahost.resources import File, text_file
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,6 @@ class Waiver:
     reason: str
 
 
-def _text(path: str, *lines: str, mode: str = "0644", check: str | None = None) -> File:
-    return File(path, "\n".join((f"# {MARK}", *lines, "")).encode(), mode=mode, check=check)
-
-
 # agetty and sshd show these before a login. No name, no version: both help whoever should not be here.
 _BANNER = """Private system. Access is restricted to authorised users.
 Connections are logged and monitored; by connecting you consent to that.
@@ -84,7 +80,7 @@ _UNUSED_BUSES = ("firewire-core", "firewire-ohci", "ohci1394")
 
 def _modprobe(name: str, modules: tuple[str, ...]) -> File:
     lines = (line for module in modules for line in (f"install {module} /bin/true", f"blacklist {module}"))
-    return _text(f"/etc/modprobe.d/mediahost-{name}.conf", *lines)
+    return text_file(f"/etc/modprobe.d/mediahost-{name}.conf", *lines)
 
 
 CONTROLS = (
@@ -171,14 +167,14 @@ CONTROLS = (
         ("CIS 1.5.3", "dev-sec sysctl-31a", "Lynis KRNL-5820"),
         sysctls={"fs.suid_dumpable": "0", "kernel.core_uses_pid": "1"},
         files=(
-            _text("/etc/security/limits.d/60-mediahost-core.conf", "* hard core 0", "* soft core 0"),
-            _text(
+            text_file("/etc/security/limits.d/60-mediahost-core.conf", "* hard core 0", "* soft core 0"),
+            text_file(
                 "/etc/systemd/coredump.conf.d/60-mediahost.conf",
                 "[Coredump]",
                 "Storage=none",
                 "ProcessSizeMax=0",
             ),
-            _text("/etc/profile.d/mediahost-core.sh", "ulimit -c 0"),
+            text_file("/etc/profile.d/mediahost-core.sh", "ulimit -c 0"),
         ),
     ),
     Control(
@@ -206,7 +202,7 @@ CONTROLS = (
         mounts={"/dev/shm": frozenset(("nosuid", "nodev", "noexec"))},  # noqa: S108 - the mount point itself
         files=(
             # Runs at each boot after fstab's options were applied, and needs no line in fstab.
-            _text(
+            text_file(
                 "/etc/systemd/system/systemd-remount-fs.service.d/60-mediahost.conf",
                 "[Service]",
                 "ExecStartPost=/usr/bin/mount -o remount,nosuid,nodev,noexec /dev/shm",
@@ -218,14 +214,14 @@ CONTROLS = (
         "new files of a login are closed to others (027); root's commands by sudo keep 022; containers, the media "
         "account and its default ACLs have their own",
         ("CIS 5.4.3.3", "dev-sec os-05", "Lynis AUTH-9328"),
-        files=(_text("/etc/profile.d/mediahost-umask.sh", "umask 027"),),
+        files=(text_file("/etc/profile.d/mediahost-umask.sh", "umask 027"),),
         edits=(Assignment("/etc/login.defs", "UMASK", "027", "\t\t"),),
     ),
     Control(
         "session-timeout",
         "a shell left alone for 15 minutes ends; `unset TMOUT` keeps one",
         ("CIS 5.4.3.2", "Lynis SHLL-6220"),
-        files=(_text("/etc/profile.d/mediahost-timeout.sh", "TMOUT=900", "export TMOUT"),),
+        files=(text_file("/etc/profile.d/mediahost-timeout.sh", "TMOUT=900", "export TMOUT"),),
     ),
     Control(
         "passwords",
@@ -234,7 +230,7 @@ CONTROLS = (
         packages=("libpam-pwquality",),
         files=(
             # The dictionary is a package that is only recommended; without it the check would refuse every password.
-            _text(
+            text_file(
                 "/etc/security/pwquality.conf.d/60-mediahost.conf", "minlen = 14", "maxrepeat = 3", "dictcheck = 0"
             ),
         ),

@@ -38,6 +38,11 @@ class File:
         return hashlib.sha256(self.content).hexdigest()
 
 
+def text_file(path: str, *lines: str, mode: str = "0644", check: str | None = None, comment: str = "#") -> File:
+    """A file of ours: the mark after `comment`, then the lines."""
+    return File(path, "\n".join((f"{comment} {MARK}", *lines, "")).encode(), mode=mode, check=check)
+
+
 @dataclass(frozen=True)
 class Directory:
     """A directory; the same notation of owner, group and mode as `File` ("2775" is setgid)."""

@@ -64,6 +64,15 @@ def steps(files: Sequence[File], seen: Snapshot, pending: str | None = None) -> 
     return [*changes[:-1], Step(changes[-1].change, command, stdin=stdin)]
 
 
+def rewrite_steps(path: str, text: str, seen: Snapshot, what: str) -> list[Step]:
+    """A file of the distribution with another `text`; owner and mode stay. `what` tells why it differs."""
+    present = seen.paths.get(path)
+    if present is None or text == seen.contents.get(path, text):
+        return []
+    command, stdin = write((File(path, text.encode(), present.owner, present.group, present.mode.zfill(4)),))
+    return [Step(f"{path}: {what}", command, stdin=stdin)]
+
+
 def mark_pending(unit: str) -> str:
     """Shell that records, durably, that a unit must be restarted before the host is as wanted."""
     pending = f"{STATE_DIRECTORY}/pending"

@@ -12,6 +12,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import gevent
 from pyinfra import host, logger, state
@@ -21,7 +22,7 @@ from pyinfra.api.exceptions import ConnectError, OperationError, PyinfraError
 from pyinfra.api.state import BaseStateCallback
 from pyinfra.connectors.ssh import SSHConnector
 
-from facts.snapshot import LOCK_FILE, ROLLBACK_DIRECTORY, Snapshot
+from facts.snapshot import ROLLBACK_DIRECTORY, Snapshot
 from operations import lock, report
 
 # A socket that is restarted is away for a moment; a wrong setting stays wrong.
@@ -34,7 +35,6 @@ _UNIT = "mediahost-rollback"
 _AT_BOOT = "mediahost-rollback-at-boot.service"
 _UNIT_PATH = f"/etc/systemd/system/{_AT_BOOT}"
 _WANTED_PATH = f"/etc/systemd/system/multi-user.target.wants/{_AT_BOOT}"
-_BUSY_FILE = f"{LOCK_FILE.rpartition('/')[0]}/busy"
 
 # Before whatever lets somebody in or shuts him out; the network is not there yet either.
 _BOOT_UNIT = f"""[Unit]
@@ -49,11 +49,14 @@ Type=oneshot
 ExecStart=/bin/sh {ROLLBACK_DIRECTORY}/restore boot
 """
 
-SSHD_RELOAD = """if /usr/sbin/sshd -t; then
-  systemctl daemon-reload
-  if systemctl -q is-active ssh.socket; then systemctl restart ssh.socket; fi
-  systemctl try-reload-or-restart ssh.service
-fi"""
+# Ubuntu from 22.10 on listens through ssh.socket, whose ports come from sshd_config by a generator that runs at
+# daemon-reload.
+SSHD_READS = """systemctl daemon-reload
+if systemctl -q is-active ssh.socket; then systemctl restart ssh.socket; fi
+systemctl try-reload-or-restart ssh.service"""
+"""Lets the running server read its configuration, which must have been tested."""
+
+SSHD_RELOAD = f"if /usr/sbin/sshd -t; then\n{SSHD_READS}\nfi"
 """Takes restored SSH settings into use. A configuration that sshd refuses must not reach a running server."""
 
 UFW_RELOAD = """if grep -q '^ENABLED=yes' /etc/ufw/ufw.conf; then ufw reload; else ufw --force disable; fi"""
@@ -95,7 +98,13 @@ def arm_script(guard: Guard, seconds: int) -> str:
         wanted_path=_WANTED_PATH,
         paths=shlex.quote("".join(path.lstrip("/") + "\n" for path in guard.paths)),
         restore=shlex.quote(
-            _RESTORE.format(directory=ROLLBACK_DIRECTORY, busy=_BUSY_FILE, wanted=_WANTED_PATH, reload=guard.reload)
+            _RESTORE.format(
+                directory=ROLLBACK_DIRECTORY,
+                busy=lock.BUSY_FILE,
+                unit=_UNIT,
+                wanted=_WANTED_PATH,
+                reload=guard.reload,
+            )
         ),
         boot_unit=shlex.quote(_BOOT_UNIT),
     )
@@ -130,8 +139,7 @@ def fresh_login(target: Host, port: int | None) -> str:
     present = target.connector
     if not isinstance(present, SSHConnector):
         return ""  # A run on the machine itself does not come through sshd.
-    arguments = state.get_op_data_for_host(target, str(target.executing_op_hash)).global_arguments
-    arguments = {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+    arguments = _as_this_run(target)
     deadline = time.monotonic() + _PROOF_SECONDS
     while True:
         # A connector of its own: nothing of the connection that stands is used again.
@@ -154,6 +162,12 @@ def fresh_login(target: Host, port: int | None) -> str:
         gevent.sleep(1)
 
 
+def _as_this_run(target: Host) -> dict[str, Any]:
+    """How the operation at work becomes root: what a command outside of it has to be told."""
+    arguments = state.get_op_data_for_host(target, str(target.executing_op_hash)).global_arguments
+    return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+
+
 def roll_back(target: Host) -> None:
     """Put back what an unproven change put at risk, now, over the connection that still stands."""
     until = target.connector_data.pop(_ARMED, None)
@@ -161,8 +175,7 @@ def roll_back(target: Host) -> None:
         return
     clock = time.strftime("%H:%M:%S UTC", time.gmtime(until))
     command = StringCommand("sh", "-c", shlex.quote(f"timeout 90 sh {ROLLBACK_DIRECTORY}/restore"))
-    arguments = state.get_op_data_for_host(target, str(target.executing_op_hash)).global_arguments
-    arguments = {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+    arguments = _as_this_run(target)
     try:
         done, _ = target.run_shell_command(command, **{**arguments, "_timeout": 120})
     except (PyinfraError, OSError, EOFError, TimeoutError):
@@ -275,7 +288,7 @@ sync -f "$directory"
 told='mediahost: a change of SSH, sudo or firewall that no login had proven was put back'
 logger -t mediahost "$told" 2>/dev/null || true
 printf '%s\\n' "$told" >/dev/console 2>/dev/null || true
-if [ "${{1:-}}" != boot ]; then systemctl stop mediahost-rollback.timer 2>/dev/null || true; fi
+if [ "${{1:-}}" != boot ]; then systemctl stop {unit}.timer 2>/dev/null || true; fi
 exit 0
 """
 

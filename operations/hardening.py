@@ -144,16 +144,10 @@ def edit_steps(settings: Settings, seen: Snapshot, only: Iterable[str] = ()) -> 
     found = []
     for path, edits in sorted(wanted.edits(settings).items()):
         # The file of a package that is not installed is not made.
-        if path not in seen.contents or path not in seen.paths or (path == _SU_PATH) != (_SU_PATH in only):
+        if path not in seen.contents or (path == _SU_PATH) != (_SU_PATH in only):
             continue
-        new = marked.edited(seen.contents[path], edits)
-        if new == seen.contents[path]:
-            continue
-        present = seen.paths[path]
-        file = File(path, new.encode(), present.owner, present.group, present.mode.zfill(4))
-        command, stdin = files.write((file,))
         what = "our lines are missing or differ" if edits else "our lines are not wanted any more"
-        found.append(Step(f"{path}: {what}", command, stdin=stdin))
+        found += files.rewrite_steps(path, marked.edited(seen.contents[path], edits), seen, what)
     return found
 
 

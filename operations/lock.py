@@ -22,7 +22,7 @@ _HELD = "mediahost_lock"
 
 # A command goes on when the control process that started it dies. The next run must not work beside it.
 _DIRECTORY = LOCK_FILE.rpartition("/")[0]
-_BUSY_FILE = f"{_DIRECTORY}/busy"
+BUSY_FILE = f"{_DIRECTORY}/busy"
 _ORPHAN_SECONDS = 1800
 _STILL_BUSY = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -94,8 +94,8 @@ def take() -> Iterator[StringCommand]:
 def alone(command: str) -> str:
     """Shell that runs `command` under `sh -eu` once nothing of an earlier run is at work any more."""
     # -o: daemons that the command starts must not inherit the lock, or it would be held for ever.
-    run = f"flock -o -w {_ORPHAN_SECONDS} -E {_STILL_BUSY} {_BUSY_FILE} sh -euc {shlex.quote(command)}"
-    told = f"a command of an earlier run is still at work after {_ORPHAN_SECONDS} s; see: fuser -v {_BUSY_FILE}"
+    run = f"flock -o -w {_ORPHAN_SECONDS} -E {_STILL_BUSY} {BUSY_FILE} sh -euc {shlex.quote(command)}"
+    told = f"a command of an earlier run is still at work after {_ORPHAN_SECONDS} s; see: fuser -v {BUSY_FILE}"
     return f"{run} || {{ code=$?; [ $code -ne {_STILL_BUSY} ] || echo {shlex.quote(told)} >&2; exit $code; }}"
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from mediahost import secrets, wanted
 from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
 from mediahost.config import ConfigError, ConfigProblem
+from mediahost.secrets.generate import GENERATED_KINDS
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted
 from operations import convergence, guard, lock, report, verify
@@ -97,19 +97,11 @@ class _Vault:
             return self._vault.get(entry)
         if entry not in self._vault:
             self.made_for.add(needed_by)
-        return self._vault.ensure(entry, _GENERATORS[kind])
+        return self._vault.ensure(entry, GENERATED_KINDS[kind])
 
     def save(self) -> None:
         if self._vault is not None:
             self._vault.save()
-
-
-_GENERATORS: dict[str, Callable[[], str]] = {
-    "api_key": secrets.api_key,
-    "password": secrets.password,
-    "token": secrets.token,
-    "totp": secrets.totp,
-}
 
 
 def _ask(path: Path) -> str:

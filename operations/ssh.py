@@ -25,7 +25,7 @@ from mediahost.render.ssh import Server
 from mediahost.resources import File
 from operations import apt, files, report, totp, units
 from operations.convergence import Step, converge
-from operations.guard import SSHD_RELOAD, Guard
+from operations.guard import SSHD_READS, SSHD_RELOAD, Guard
 
 UNIT = "ssh.service"
 SOCKET = "ssh.socket"
@@ -37,14 +37,11 @@ MIGRATED_SOCKET_PATH = "/etc/systemd/system/ssh.socket.d/addresses.conf"
 OUTSIDE = "192.0.2.1"
 """An address of nobody's home network (RFC 5737)."""
 
-# The whole configuration is tested before the running server reads it. Ubuntu from 22.10 on listens through
-# ssh.socket, whose ports come from sshd_config by a generator that runs at daemon-reload. The directory is missing
-# where nobody has logged in yet, and `sshd -t` asks for it.
+# The whole configuration is tested before the running server reads it. The directory is missing where nobody has
+# logged in yet, and `sshd -t` asks for it.
 _TAKE_INTO_USE = f"""[ -d /run/sshd ] || install -d -m 0755 /run/sshd
 /usr/sbin/sshd -t
-systemctl daemon-reload
-if systemctl -q is-active {SOCKET}; then systemctl restart {SOCKET}; fi
-systemctl try-reload-or-restart {UNIT}"""
+{SSHD_READS}"""
 
 
 @dataclass(frozen=True)

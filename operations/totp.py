@@ -76,16 +76,11 @@ def secret_steps(factors: tuple[File, ...], seen: Snapshot) -> list[Step]:
 
 def pam_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """Our line in PAM's file of sshd, or the file as it was."""
-    present, text = seen.paths.get(wanted.PAM_PATH), seen.contents.get(wanted.PAM_PATH)
-    if present is None or text is None:
+    text = seen.contents.get(wanted.PAM_PATH)
+    if text is None:
         return []
-    new = marked.edited(text, wanted.edits(settings))
-    if new == text:
-        return []
-    file = File(wanted.PAM_PATH, new.encode(), present.owner, present.group, present.mode.zfill(4))
-    command, stdin = files.write((file,))
     what = "our line is missing or differs" if settings.sshd_totp else "our line is not wanted any more"
-    return [Step(f"{wanted.PAM_PATH}: {what}", command, stdin=stdin)]
+    return files.rewrite_steps(wanted.PAM_PATH, marked.edited(text, wanted.edits(settings)), seen, what)
 
 
 def overruled(settings: Settings, shown: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[str]:

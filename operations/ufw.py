@@ -291,13 +291,9 @@ def firewall(settings: Settings, exposed: Sequence[Exposed]):  # type: ignore[no
     + exposed: published ports
     """
 
-    told: set[str] = set()
-
     def missing(seen: Snapshot) -> list[Step]:
         rules = wanted.host_rules(settings, exposed, (seen.ssh_port,))
-        new = [each for each in notices(settings, rules, seen) if each not in told]
-        told.update(new)
-        for each in new:
+        for each in notices(settings, rules, seen):
             report.notice(each)
         return steps(settings, exposed, seen)
 

@@ -374,12 +374,9 @@ def authorized_keys(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
 
     + users: those with a home
     """
-    told: set[str] = set()
 
     def missing(seen: Snapshot) -> list[Step]:
-        new = [each for each in notices(users, seen) if each not in told]
-        told.update(new)
-        for each in new:
+        for each in notices(users, seen):
             report.notice(each)
         return keys_steps(users, seen)
 

@@ -6,7 +6,7 @@ Every value has its reason beside it; the numbers are those of the reference on 
 from __future__ import annotations
 
 from mediahost.config import Settings
-from mediahost.resources import MARK, File
+from mediahost.resources import File, text_file
 
 # acl: default ACLs of the media tree · gpg: fingerprints of vendor keys · systemd-timesyncd is a package of its
 # own on Debian, and a minimal image has none.
@@ -51,15 +51,15 @@ def apt_files(settings: Settings) -> tuple[File, ...]:
     """Settings of apt and of unattended upgrades."""
     return (
         # apt-get, unlike apt, does not wait for a lock held by unattended upgrades; 600 s outlives them.
-        _conf(APT_LOCK_PATH, 'DPkg::Lock::Timeout "600";', comment="//"),
-        _conf(AUTO_UPGRADES_PATH, _auto_upgrades(settings), comment="//"),
-        _conf(UNATTENDED_PATH, _unattended(settings), comment="//"),
+        text_file(APT_LOCK_PATH, 'DPkg::Lock::Timeout "600";', comment="//"),
+        text_file(AUTO_UPGRADES_PATH, _auto_upgrades(settings), comment="//"),
+        text_file(UNATTENDED_PATH, _unattended(settings), comment="//"),
     )
 
 
 def sysctl_file(settings: Settings) -> File:
     """The drop-in that sysctl.d(5) reads at boot."""
-    return _conf(SYSCTL_PATH, "\n".join(f"{key} = {value}" for key, value in sorted(sysctls(settings).items())))
+    return text_file(SYSCTL_PATH, "\n".join(f"{key} = {value}" for key, value in sorted(sysctls(settings).items())))
 
 
 def journald_file(settings: Settings) -> File:
@@ -70,14 +70,14 @@ def journald_file(settings: Settings) -> File:
         f"SystemMaxUse={settings.journald_max_use.upper()}",
         f"MaxRetentionSec={settings.journald_max_retention}",
     )
-    return _conf(JOURNALD_PATH, "\n".join(lines))
+    return text_file(JOURNALD_PATH, "\n".join(lines))
 
 
 def timesyncd_file(settings: Settings) -> File | None:
     """Time servers, when the user names some."""
     if not settings.ntp_servers:
         return None
-    return _conf(TIMESYNCD_PATH, f"[Time]\nNTP={' '.join(settings.ntp_servers)}")
+    return text_file(TIMESYNCD_PATH, f"[Time]\nNTP={' '.join(settings.ntp_servers)}")
 
 
 def _auto_upgrades(settings: Settings) -> str:
@@ -98,7 +98,3 @@ def _unattended(settings: Settings) -> str:
             'Unattended-Upgrade::Remove-Unused-Kernel-Packages "true";',
         )
     )
-
-
-def _conf(path: str, body: str, comment: str = "#") -> File:
-    return File(path, f"{comment} {MARK}\n{body}\n".encode())

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from mediahost.config import Settings
 from mediahost.controls import CONTROLS, DISTRIBUTION_SYSCTLS, Assignment, Control, Insertion
 from mediahost.render import totp
-from mediahost.resources import MARK, File
+from mediahost.resources import File, text_file
 
 # Named so that it is read last: procps ships 99-protect-links.conf with weaker values, and the later file wins.
 SYSCTL_PATH = "/etc/sysctl.d/zz-mediahost-hardening.conf"
@@ -90,7 +90,7 @@ def sysctl_file(settings: Settings, distribution: str) -> File | None:
     chosen = sysctls(settings, distribution)
     if not chosen:
         return None
-    return _conf(SYSCTL_PATH, [f"{key} = {value}" for key, value in chosen.items()])
+    return text_file(SYSCTL_PATH, *(f"{key} = {value}" for key, value in chosen.items()))
 
 
 def has_sudo_rs(distribution: str, version: str) -> bool:
@@ -110,7 +110,7 @@ def sudo_file(settings: Settings, distribution: str, version: str) -> File | Non
         lines += ["Defaults umask=0022", "Defaults umask_override"]
     if not lines:
         return None
-    return _conf(SUDO_PATH, lines, mode="0440", check="/usr/sbin/visudo -cqf {}")
+    return text_file(SUDO_PATH, *lines, mode="0440", check="/usr/sbin/visudo -cqf {}")
 
 
 def files(settings: Settings) -> tuple[File, ...]:
@@ -172,7 +172,7 @@ def audit_file(settings: Settings) -> File | None:
             kind = "dir" if path.endswith("/") else "path"
             lines.append(f"-a always,exit -F {kind}={path.rstrip('/')} -F perm=wa -F key=mediahost-{key}")
     lines.append("-a always,exit -F arch=b64 -S init_module,finit_module,delete_module -F key=mediahost-modules")
-    return _conf(AUDIT_PATH, lines, mode="0640")
+    return text_file(AUDIT_PATH, *lines, mode="0640")
 
 
 def aide_file(settings: Settings) -> File | None:
@@ -183,7 +183,7 @@ def aide_file(settings: Settings) -> File | None:
     codes = (totp.DIRECTORY,) if settings.sshd_totp else ()
     roots = (*codes, settings.data_root, settings.downloads_root, settings.stack_root)
     left_out = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/mediahost", "/var/log/audit", *roots)
-    return _conf(AIDE_PATH, [f"!{path}" for path in dict.fromkeys(left_out)])
+    return text_file(AIDE_PATH, *(f"!{path}" for path in dict.fromkeys(left_out)))
 
 
 def owned(settings: Settings) -> dict[str, str]:
@@ -203,7 +203,3 @@ def owned(settings: Settings) -> dict[str, str]:
 
 def _on(settings: Settings, name: str) -> bool:
     return any(control.name == name for control in controls(settings))
-
-
-def _conf(path: str, lines: Iterable[str], mode: str = "0644", check: str | None = None) -> File:
-    return File(path, "\n".join((f"# {MARK}", *lines, "")).encode(), mode=mode, check=check)

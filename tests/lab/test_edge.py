@@ -6,6 +6,7 @@ be the neighbour for whom a `lan` port is open: the positive control of every po
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def test_no_port_opens_to_a_stranger_while_the_host_reboots(edge: Home, stranger
         " done; done; done >/tmp/opened"
     )
     watch = watch.replace("{4}", host.address4).replace("{6}", host.address6)
-    stranger.run(f"nohup bash -c {_quoted(watch)} >/dev/null 2>&1 & echo $! >/tmp/watch.pid")
+    stranger.run(f"nohup bash -c {shlex.quote(watch)} >/dev/null 2>&1 & echo $! >/tmp/watch.pid")
     try:
         _reboot(edge)
         before = len(stranger.run("cat /tmp/opened").stdout.split())
@@ -183,10 +184,6 @@ def test_no_port_opens_to_a_stranger_while_the_host_reboots(edge: Home, stranger
         stranger.run("kill $(cat /tmp/watch.pid)", check=False)
     # Port 80 was seen open: the watch would have seen the others.
     assert set(stranger.run("cat /tmp/opened").stdout.split()) == {"80"}
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def connects(stranger: Machine, target: str, port: int, source: str = "") -> bool:

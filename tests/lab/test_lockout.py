@@ -148,14 +148,7 @@ def test_a_host_whose_control_side_died_undoes_the_change_by_itself(host: Home) 
 def test_a_host_that_lost_power_before_the_proof_undoes_the_change_at_boot(host: Home) -> None:
     machine = host.machine
     host.write_inventory(firewall_ssh_from=ELSEWHERE)
-
-    def cut(event: dict[str, Any]) -> bool:
-        if proving(event):
-            machine.power_cut()
-            return True
-        return False
-
-    assert host.apply_until(cut)
+    assert _killed_at_the_proof_then(host, machine.power_cut)
     machine.start()
     machine.wait_until_ready()
     assert logs_in(machine)
@@ -182,15 +175,8 @@ def test_a_control_side_that_loses_the_network_leaves_a_host_that_comes_back(hos
     with faults.unplugged(machine, UPLINK):
         pass  # the cable can be pulled and plugged: what follows is not decided by a dead link
     assert logs_in(machine)
-
-    def unplug(event: dict[str, Any]) -> bool:
-        if proving(event):
-            machine.set_link(UPLINK, up=False)
-            return True
-        return False
-
     told = _undone_on_the_console(machine)
-    assert host.apply_until(unplug)
+    assert _killed_at_the_proof_then(host, lambda: machine.set_link(UPLINK, up=False))
     undone_by = time.monotonic() + SECONDS + SLACK
     while time.monotonic() < undone_by and _undone_on_the_console(machine) == told:
         time.sleep(1)

@@ -6,6 +6,8 @@ unprivileged user would; afterwards everything it saw is searched for the vault'
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from tests.lab.home import Home, told
@@ -28,12 +30,8 @@ _BAIT = "/tmp/bait_api_key"
 
 @pytest.fixture
 def watched(home: Home) -> Home:
-    home.machine.run(["sudo", "sh", "-c", f"nohup sh -c {_quoted(_WATCH)} >/dev/null 2>&1 &"])
+    home.machine.run(["sudo", "sh", "-c", f"nohup sh -c {shlex.quote(_WATCH)} >/dev/null 2>&1 &"])
     return home
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def test_secrets_stay_secret_while_they_are_written(watched: Home) -> None:
