@@ -244,6 +244,29 @@ registry_prefix = ''
 # Seconds a service has to become healthy.
 compose_wait_timeout = 300
 
+# Whose WireGuard tunnel the download clients use; `mediahost vpn import` or `mediahost vpn nordvpn` puts its
+# configuration into the vault. none: no VPN.
+vpn_provider = 'none'
+
+# Who holds the tunnel: the host's kernel, or a Gluetun container whose network clients share.
+vpn_mode = 'host'
+
+# The host's own wall: whatever happens to the tunnel, these services' packets leave nowhere else.
+vpn_killswitch = True
+
+# Services whose traffic leaves through the tunnel; None: every download client that runs here.
+vpn_services = None
+
+# Addresses of the bridge whose only way out is the tunnel (IPv4).
+vpn_subnet = '172.29.29.0/24'
+
+# Name servers asked through the tunnel; empty takes those of the WireGuard configuration.
+vpn_dns = []
+
+# The port at which peers reach the torrent client through the tunnel: nat-pmp asks the provider (Proton), a
+# number is one you were given (AirVPN).
+vpn_port_forwarding = 'off'
+
 # Your domain: services get https://NAME.domain. None: http://NAME.HOST.home.arpa.
 domain = None
 

@@ -63,6 +63,15 @@ def _network(value: str) -> str:
         raise ValueError(f"{error}; write an address block such as 192.168.1.0/24 or fd00::/8") from None
 
 
+def _address(value: str) -> str:
+    try:
+        if "%" in value:
+            raise ValueError("an interface (%...) has no place here")
+        return str(ipaddress.ip_address(value))
+    except ValueError as error:
+        raise ValueError(f"{error}; write an address such as 10.64.0.1") from None
+
+
 def _not_everybody(value: str) -> str:
     if ipaddress.ip_network(value).prefixlen == 0:
         raise ValueError("this is everybody, so that nobody would be banned; to have no bans write fail2ban = False")
@@ -561,6 +570,36 @@ class Settings(BaseModel):
         300, description="Seconds a service has to become healthy."
     )
 
+    # vpn
+    vpn_provider: Literal["none", "nordvpn", "mullvad", "proton", "airvpn", "custom"] = Field(
+        "none",
+        description="Whose WireGuard tunnel the download clients use; `mediahost vpn import` or `mediahost vpn "
+        "nordvpn` puts its configuration into the vault. none: no VPN.",
+    )
+    vpn_mode: Literal["host", "container"] = Field(
+        "host",
+        description="Who holds the tunnel: the host's kernel, or a Gluetun container whose network clients share.",
+    )
+    vpn_killswitch: bool = Field(
+        True,
+        description="The host's own wall: whatever happens to the tunnel, these services' packets leave nowhere else.",
+    )
+    vpn_services: list[str] | None = Field(
+        None,
+        description="Services whose traffic leaves through the tunnel; None: every download client that runs here.",
+    )
+    vpn_subnet: Network = Field(
+        "172.29.29.0/24", description="Addresses of the bridge whose only way out is the tunnel (IPv4)."
+    )
+    vpn_dns: list[Annotated[str, AfterValidator(_address)]] = Field(
+        [], description="Name servers asked through the tunnel; empty takes those of the WireGuard configuration."
+    )
+    vpn_port_forwarding: Literal["off", "nat-pmp"] | Port = Field(
+        "off",
+        description="The port at which peers reach the torrent client through the tunnel: nat-pmp asks the provider "
+        "(Proton), a number is one you were given (AirVPN).",
+    )
+
     # proxy
     domain: Annotated[str, AfterValidator(_domain)] | None = Field(
         None, description="Your domain: services get https://NAME.domain. None: http://NAME.HOST.home.arpa."
@@ -624,6 +663,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "sshd_allow_users", "does nothing without `admins`: fill that, or delete this line"
     if settings.sshd_totp and not settings.admins:
         yield "sshd_totp", "nobody could log in from outside: only administrators have a code; fill `admins`"
+    yield from _vpn_conflicts(settings)
     if settings.docker_nofile_hard < settings.docker_nofile_soft:
         yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
     if settings.layout == "split" and _below(settings.downloads_root, settings.media_root):
@@ -640,6 +680,31 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     prefix = settings.registry_prefix
     if prefix and not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]+)?", prefix):
         yield "registry_prefix", "write host[:port][/path] without https://"
+
+
+def _vpn_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """VPN keys that contradict each other, or addresses that something else has."""
+    if settings.vpn_provider == "none":
+        if settings.vpn_services:
+            yield (
+                "vpn_services",
+                "names services but vpn_provider is none: they would leave in the open; set vpn_provider",
+            )
+        return
+    if settings.vpn_mode == "host" and not settings.vpn_killswitch:
+        yield (
+            "vpn_killswitch",
+            "with vpn_mode host the kill switch is what sends traffic into the tunnel; leave it on, or choose "
+            "vpn_mode container",
+        )
+    subnet = ipaddress.ip_network(settings.vpn_subnet)
+    if subnet.version != 4 or not 16 <= subnet.prefixlen <= 28:
+        yield "vpn_subnet", "write an IPv4 block of /16 to /28, such as 172.29.29.0/24"
+    for pool in settings.docker_address_pools:
+        if ipaddress.ip_network(pool["base"]).overlaps(subnet):
+            yield "vpn_subnet", f"overlaps docker_address_pools ({pool['base']}); choose another block"
+    if settings.vpn_provider in ("nordvpn", "mullvad") and settings.vpn_port_forwarding != "off":
+        yield "vpn_port_forwarding", f"{settings.vpn_provider} forwards no ports; delete this line"
 
 
 def _unusable_keys(settings: Settings) -> Iterator[tuple[str, str]]:
