@@ -251,7 +251,7 @@ vpn_provider = 'none'
 # Who holds the tunnel: the host's kernel, or a Gluetun container whose network clients share.
 vpn_mode = 'host'
 
-# The host's own wall: whatever happens to the tunnel, these services' packets leave nowhere else.
+# The host's own wall: whatever happens to the tunnel, their packets leave nowhere else.
 vpn_killswitch = True
 
 # Services whose traffic leaves through the tunnel; None: every download client that runs here.

@@ -582,7 +582,7 @@ class Settings(BaseModel):
     )
     vpn_killswitch: bool = Field(
         True,
-        description="The host's own wall: whatever happens to the tunnel, these services' packets leave nowhere else.",
+        description="The host's own wall: whatever happens to the tunnel, their packets leave nowhere else.",
     )
     vpn_services: list[str] | None = Field(
         None,
