@@ -25,6 +25,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
     with_config,
 )
@@ -70,6 +72,16 @@ def _address(value: str) -> str:
         return str(ipaddress.ip_address(value))
     except ValueError as error:
         raise ValueError(f"{error}; write an address such as 10.64.0.1") from None
+
+
+def _forwarding(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """One message for the union, whose members would tell one each."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError("neither")
+        return read(value)
+    except ValueError:
+        raise ValueError("write off, nat-pmp, or the port your provider gave you, such as 51413") from None
 
 
 def _not_everybody(value: str) -> str:
@@ -594,7 +606,7 @@ class Settings(BaseModel):
     vpn_dns: list[Annotated[str, AfterValidator(_address)]] = Field(
         [], description="Name servers asked through the tunnel; empty takes those of the WireGuard configuration."
     )
-    vpn_port_forwarding: Literal["off", "nat-pmp"] | Port = Field(
+    vpn_port_forwarding: Annotated[Literal["off", "nat-pmp"] | Port, WrapValidator(_forwarding)] = Field(
         "off",
         description="The port at which peers reach the torrent client through the tunnel: nat-pmp asks the provider "
         "(Proton), a number is one you were given (AirVPN).",
