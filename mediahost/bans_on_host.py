@@ -1,6 +1,6 @@
 """What `mediahost bans` runs on a host: asks and tells Fail2Ban there.
 
-Sent as text and run by the host's own Python, which Fail2Ban needs anyway: the standard library of Python 3.10 only,
+Sent on stdin and run by the host's own Python, which Fail2Ban needs anyway: the standard library of Python 3.10 only,
 nothing of this project. Its one argument and its one line of output are JSON objects.
 """
 

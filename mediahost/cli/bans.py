@@ -145,7 +145,8 @@ def ask(inventory: Path, request: dict[str, Any], limit: str | None) -> Answers:
     Raises `BadInput` when the inventory cannot be used, a `ClickException` when pyinfra cannot ask.
     """
     check_exists(inventory)
-    fact = ["fact", "server.Command", f"command={_on_host(request)}"]
+    program = Path(bans_on_host.__file__).read_text()
+    fact = ["fact", "server.Command", f"command={_on_host(request)}", f"_stdin={program}"]
     options = ["--json", *(["--limit", limit] if limit else [])]
     command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), *fact, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
@@ -164,11 +165,10 @@ def ask(inventory: Path, request: dict[str, Any], limit: str | None) -> Answers:
 
 
 def _on_host(request: dict[str, Any]) -> str:
-    """The shell command that answers `request` on a host."""
-    program = Path(bans_on_host.__file__).read_text()
-    ask_there = f"python3 -c {shlex.quote(program)} {shlex.quote(json.dumps(request))}"
+    """The shell command that answers `request` on a host, with the program on its stdin: sudo logs each command."""
+    ask_there = f"python3 - {shlex.quote(json.dumps(request))}"
     present = "command -v fail2ban-client >/dev/null && command -v python3 >/dev/null"
-    return f"if {present}; then {ask_there}; else printf '%s\\n' {shlex.quote(_ABSENT)}; fi"
+    return f"if {present}; then {ask_there}; else cat >/dev/null; printf '%s\\n' {shlex.quote(_ABSENT)}; fi"
 
 
 def _understood(said: dict[str, str | None], log: str) -> Answers:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from mediahost import bans_on_host
 from mediahost.cli import bans, main
 from mediahost.render import fail2ban
 from tests.unit.test_fail2ban import ATTACKER4, ATTACKER6, HOME4, HOME6, UNPACKED, Server, element, scratch, server
@@ -40,7 +41,10 @@ def ask(server: Server) -> Ask:  # noqa: F811
     def asked(verb: str, address: str | None = None, jail: str | None = None, **more: str) -> dict[str, Any]:
         command = bans._on_host({"verb": verb, "address": address, "jail": jail})
         environment = {**os.environ, "PATH": f"{client.parent}:{os.environ['PATH']}", "TZ": "UTC", **more}
-        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+        program = Path(bans_on_host.__file__).read_text()
+        done = subprocess.run(
+            ["sh", "-c", command], env=environment, input=program, capture_output=True, text=True, check=False
+        )
         assert done.stderr == ""
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
@@ -159,6 +163,23 @@ def test_a_host_without_fail2ban_is_told_once_with_the_mend(inventory: Path, tmp
     assert (
         done.stderr == "@local: Fail2Ban is not installed here; mediahost apply installs it unless fail2ban = False\n"
     )
+
+
+def test_what_sudo_writes_into_the_log_is_one_short_line(tmp_path: Path) -> None:
+    """The same question, asked through sudo: the program travels on stdin."""
+    inventory, log = tmp_path / "inventory.py", tmp_path / "sudo.log"
+    inventory.write_text('hosts = [("@local", {"_sudo": True})]\n')
+    programs = {
+        "sudo": f'printf "%s\\n" "$*" >>{log}; while [ "$1" != sh ]; do shift; done; exec "$@"',
+        "fail2ban-client": "echo '`- Jail list: sshd'",
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = run("list", str(inventory), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (done.exit_code, done.stdout) == (0, "nobody is banned\n")
+    assert "verb" in log.read_text()
+    assert len(log.read_text()) < 500
 
 
 def test_a_host_that_cannot_be_reached_is_told_and_the_others_are_shown(
