@@ -5,9 +5,9 @@ from operations import (
     compose,
     docker,
     fail2ban,
-    guard,
     hardening,
     manifest,
+    rollback,
     run,
     ssh,
     storage,
@@ -19,7 +19,7 @@ from operations import (
 wanted = run.begin()  # validate: every host, before any is changed
 settings = wanted.settings
 
-guard.settled(name="guard | unproven changes")
+rollback.settled(name="guard | unproven changes")
 users.login_kept(name="users | the login stays", settings=settings)
 ssh.inside_kept(name="ssh | this machine stays inside", settings=settings, factors=wanted.factors)
 manifest.entered(name="manifest | owned files", owned=wanted.owned)

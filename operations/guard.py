@@ -16,13 +16,13 @@ from typing import Any
 
 import gevent
 from pyinfra import host, logger, state
-from pyinfra.api import FunctionCommand, Host, State, StringCommand, operation
+from pyinfra.api import FunctionCommand, Host, State, StringCommand
 from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS
 from pyinfra.api.exceptions import ConnectError, OperationError, PyinfraError
 from pyinfra.api.state import BaseStateCallback
 from pyinfra.connectors.ssh import SSHConnector
 
-from facts.snapshot import ROLLBACK_DIRECTORY, Snapshot
+from facts.snapshot import ROLLBACK_DIRECTORY
 from operations import lock, report
 
 # A socket that is restarted is away for a moment; a wrong setting stays wrong.
@@ -196,31 +196,6 @@ class PutBackOnError(BaseStateCallback):
         state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
     ) -> None:
         roll_back(host)
-
-
-@operation()
-def settled():  # type: ignore[no-untyped-def]
-    """
-    No change of an earlier run that nobody has proven.
-
-    A run that died left one: it is put back first, since only what was there before is known to let people in.
-    """
-    # Here, not at the top: convergence arms and disarms.
-    from operations.convergence import Step, converge
-
-    def pending(seen: Snapshot) -> list[Step]:
-        if seen.rolled_back:
-            report.notice(
-                f"this host put itself back to earlier settings of SSH, sudo or firewall: {seen.rolled_back}"
-            )
-        if not seen.rollback_armed:
-            return []
-        change = "rollback: a run that died left a change of SSH, sudo or the firewall unproven, it is put back first"
-        # The notice above is for what happened while nobody looked.
-        command = f"MEDIAHOST_ALONE=1 sh {ROLLBACK_DIRECTORY}/restore\nrm -f {ROLLBACK_DIRECTORY}/done"
-        return [Step(change, command)]
-
-    yield from converge(pending)
 
 
 _ARM = """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from facts.snapshot import Snapshot
+from operations import rollback
 from operations.guard import Guard, arm_script, disarm_script
 from operations.lock import alone
 
@@ -110,3 +113,19 @@ def test_at_boot_files_come_back_before_anything_reads_them(programs: Path) -> N
 def test_the_copy_is_for_root_only(programs: Path) -> None:
     done = run(programs, arm(), "stat -c '%a' /var/lib/mediahost/rollback /var/lib/mediahost/rollback/restore")
     assert done.stdout.split() == ["700", "600"]
+
+
+def test_only_what_a_run_left_unproven_is_put_back_by_the_next_one() -> None:
+    assert rollback.pending_steps(Snapshot()) == []
+    assert rollback.pending_steps(Snapshot(rolled_back="2026-11-21 10:00:00 UTC")) == []
+    (step,) = rollback.pending_steps(Snapshot(rollback_armed="2026-11-21 10:05:00 UTC"))
+    assert RESTORE in step.command
+
+
+def test_no_operation_imports_another_late() -> None:
+    """A cycle between them would have to be hidden that way."""
+    modules = [ast.parse(path.read_text()) for path in Path(rollback.__file__).parent.glob("*.py")]
+    assert len(modules) > 10
+    functions = [node for tree in modules for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    late = [node for each in functions for node in ast.walk(each) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(node) for node in late] == []
