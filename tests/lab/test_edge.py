@@ -243,6 +243,62 @@ def test_failed_logins_close_host_and_container_ports_to_that_address_only(
     assert edge.changes() == []
 
 
+def refused_by_the_proxy(edge: Home, stranger: Machine, source: str, times: int) -> None:
+    """Ask the proxy from outside for a page that is for the LAN only."""
+    host = edge.machine
+    for _ in range(times):
+        answer = stranger.run(
+            f"curl -s -o /dev/null -w '%{{http_code}}' -m 20 --interface {source}"
+            f" -H 'Host: sonarr.{host.name}.home.arpa' http://{host.address4}/",
+            check=False,
+        ).stdout
+        if answer != "403":
+            return
+
+
+def fails_at_an_arr(edge: Home, address: str, name: str) -> None:
+    """What these applications write of a failed login. They cannot be had here: the lab's stand-ins have none."""
+    directory = f"/opt/media-server/config/{name}/logs"
+    line = f"$(date -u '+%Y-%m-%d %H:%M:%S').0|Warn|Auth|Auth-Failure ip {address} username 'x'"
+    edge.machine.run(
+        f'sudo sh -c "install -d {directory} && touch {directory}/{name}.txt && fail2ban-client reload" && '
+        f'for n in 1 2 3 4 5 6; do echo "{line}"; done | sudo tee -a {directory}/{name}.txt'
+    )
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("jail", ["caddy", "sonarr", "radarr", "prowlarr"])
+def test_failures_in_a_log_close_host_and_container_ports_to_that_address_only(
+    edge: Home, stranger: Machine, jail: str
+) -> None:
+    target, own = edge.machine.address4, stranger.address4
+    assert connects(stranger, target, 22, own)
+    assert connects(stranger, target, 80, own)
+    if jail == "caddy":
+        refused_by_the_proxy(edge, stranger, own, 30)
+    else:
+        fails_at_an_arr(edge, own, jail)
+    assert becomes(lambda: not connects(stranger, target, 80, own)), "a container's port stays open"
+    assert not connects(stranger, target, 22, own), "the host's port stays open"
+    assert connects(stranger, target, 22, LAN4)
+    assert connects(stranger, target, 80, LAN4)
+    assert jail in edge.mediahost("bans", "list").stdout
+    assert edge.mediahost("bans", "remove", own).returncode == 0
+    assert becomes(lambda: connects(stranger, target, 22, own))
+    assert connects(stranger, target, 80, own)
+
+
+@pytest.mark.exhaustive
+def test_who_is_banned_again_and_again_is_banned_for_long(edge: Home, stranger: Machine) -> None:
+    target, own = edge.machine.address4, stranger.address4
+    for _ in range(3):
+        assert edge.mediahost("bans", "remove", own).returncode in (0, 1)
+        assert becomes(lambda: connects(stranger, target, 80, own))
+        fails_to_log_in(stranger, own, target, 8)
+        assert becomes(lambda: not connects(stranger, target, 80, own))
+    assert becomes(lambda: "recidive" in edge.mediahost("bans", "list").stdout)
+
+
 @pytest.mark.exhaustive
 def test_the_lan_is_never_banned(edge: Home, stranger: Machine) -> None:
     target, own = edge.machine.address4, stranger.address4

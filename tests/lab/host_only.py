@@ -1,0 +1,17 @@
+"""The first stages of deploy.py, for a release whose Docker cannot be had here: SSH, users and hardening."""
+
+from operations import base, guard, hardening, manifest, run, ssh, users
+
+wanted = run.begin()
+settings = wanted.settings
+
+guard.settled(name="guard | unproven changes")
+users.login_kept(name="users | the login stays", settings=settings)
+ssh.inside_kept(name="ssh | this machine stays inside", settings=settings, factors=wanted.factors)
+manifest.entered(name="manifest | owned files", owned=wanted.owned)
+base.provision(settings)
+hardening.provision(settings)
+users.provision(settings)
+run.secrets_kept(name="secrets | vault")
+ssh.provision(settings, wanted.factors)
+run.end()
