@@ -23,6 +23,7 @@ from pyinfra.api.state import BaseStateCallback
 from pyinfra.connectors.ssh import SSHConnector
 
 from facts.snapshot import ROLLBACK_DIRECTORY
+from mediahost.render.ssh import CHECK as SSHD_CHECK
 from operations import lock, report
 
 # A socket that is restarted is away for a moment; a wrong setting stays wrong.
@@ -56,7 +57,7 @@ if systemctl -q is-active ssh.socket; then systemctl restart ssh.socket; fi
 systemctl try-reload-or-restart ssh.service"""
 """Lets the running server read its configuration, which must have been tested."""
 
-SSHD_RELOAD = f"if /usr/sbin/sshd -t; then\n{SSHD_READS}\nfi"
+SSHD_RELOAD = f"if {SSHD_CHECK}; then\n{SSHD_READS}\nfi"
 """Takes restored SSH settings into use. A configuration that sshd refuses must not reach a running server."""
 
 UFW_RELOAD = """if grep -q '^ENABLED=yes' /etc/ufw/ufw.conf; then ufw reload; else ufw --force disable; fi"""

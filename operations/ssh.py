@@ -37,11 +37,8 @@ MIGRATED_SOCKET_PATH = "/etc/systemd/system/ssh.socket.d/addresses.conf"
 OUTSIDE = "192.0.2.1"
 """An address of nobody's home network (RFC 5737)."""
 
-# The whole configuration is tested before the running server reads it. The directory is missing where nobody has
-# logged in yet, and `sshd -t` asks for it.
-_TAKE_INTO_USE = f"""[ -d /run/sshd ] || install -d -m 0755 /run/sshd
-/usr/sbin/sshd -t
-{SSHD_READS}"""
+# The whole configuration is tested before the running server reads it.
+_TAKE_INTO_USE = f"{wanted.CHECK}\n{SSHD_READS}"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ MIN_RSA_HOST_KEY_BITS = 4096
 MIN_GROUP_BITS = 3071
 """Shortest group in moduli(5) that stays: the file gives the size of a 3072-bit prime as 3071."""
 
+CHECK = "[ -d /run/sshd ] || install -d -m 0755 /run/sshd; /usr/sbin/sshd -t"
+"""Tests the whole configuration. The directory it asks for is missing behind a socket that nobody has used yet."""
+
 GROUP_EXCHANGE = "diffie-hellman-group-exchange-sha256"
 _ML_KEM = "mlkem768x25519-sha256"
 # What somebody records today must not be readable by tomorrow's quantum computer: hybrids first.
@@ -236,7 +239,7 @@ def drop_in(settings: Settings, server: Server = Server()) -> File:  # noqa: B00
     content = f"# {MARK}\n" + "".join(f"{keyword} {value}\n" for keyword, value in options(settings, server))
     content += totp.match_block(settings)
     # An error in the new file must not reach a running server: sshd reads the main file with this one included.
-    return File(DROP_IN_PATH, content.encode(), mode="0600", check="/usr/sbin/sshd -t -f {}")
+    return File(DROP_IN_PATH, content.encode(), mode="0600", check=f"{CHECK} -f {{}}")
 
 
 def banner_file(settings: Settings) -> File | None:

@@ -11,7 +11,7 @@ import pytest
 
 from facts.snapshot import Snapshot
 from operations import rollback
-from operations.guard import Guard, arm_script, disarm_script
+from operations.guard import SSHD_RELOAD, Guard, arm_script, disarm_script
 from operations.lock import alone
 
 GUARD = Guard(("/etc/ssh", "/etc/sudoers", "/etc/ssh.socket.d"), reload="echo reloaded >>/run/told")
@@ -108,6 +108,16 @@ def test_at_boot_files_come_back_before_anything_reads_them(programs: Path) -> N
     assert "Before=network-pre.target ufw.service ssh.service ssh.socket" in done.stdout
     assert "\nbefore\n" in done.stdout
     assert "reloaded" not in done.stdout
+
+
+@pytest.mark.parametrize(("tests", "reloads"), [("[ -d /run/sshd ]", True), ("false", False)])
+def test_sshd_reads_what_was_put_back_when_it_takes_it_also_where_nobody_has_logged_in_since_boot(
+    programs: Path, tests: str, reloads: bool
+) -> None:
+    program = f"printf '#!/bin/sh\\n{tests}\\n' >/usr/sbin/sshd; chmod 0755 /usr/sbin/sshd"
+    done = run(programs, "mount -t tmpfs none /usr/sbin", program, SSHD_RELOAD, "echo >>/run/told; cat /run/told")
+    assert done.returncode == 0, done.stderr
+    assert ("systemctl try-reload-or-restart ssh.service" in done.stdout) is reloads
 
 
 def test_the_copy_is_for_root_only(programs: Path) -> None:

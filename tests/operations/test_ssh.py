@@ -73,7 +73,7 @@ def test_a_server_as_installed_gets_the_drop_in_and_is_reloaded_after_a_test() -
     steps = ssh.steps(Settings(), bare())
     assert told(steps) == [f"{wanted.DROP_IN_PATH}: missing", RELOAD]
     lines = steps[-1].command.splitlines()
-    assert lines.index("/usr/sbin/sshd -t") < lines.index(f"systemctl try-reload-or-restart {ssh.UNIT}")
+    assert lines.index(wanted.CHECK) < lines.index(f"systemctl try-reload-or-restart {ssh.UNIT}")
     sound(steps)
 
 
