@@ -190,7 +190,18 @@ export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 section() { printf '#begin %s\n' "$1"; }
 end() { printf '#end %s\n' "$1"; }
 have() { command -v "$1" >/dev/null 2>&1; }
-# cat with no fork: the files read here are small
+# those of the files that exist, each below its name, each line behind a bar
+bodies() {
+  files=
+  for file; do
+    [ -f "$file" ] || continue
+    # awk says nothing of an empty file. The kernel's files say they are empty, too, and are read all the same.
+    [ -s "$file" ] || printf '#file %s\n' "$file"
+    files="$files $file"
+  done
+  [ -z "$files" ] || awk 'FNR == 1 { print "#file " FILENAME } { print "|" $0 }' $files
+}
+# cat with no fork, for a line or two: `read` asks the kernel for every single byte
 show() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\n' "$line"; done <"$1"; }
 
 # Administrators of earlier runs are looked at too, and keys are where passwd says that home is.
@@ -240,15 +251,7 @@ if [ -n "$SUMS" ]; then sha256sum $SUMS 2>/dev/null; fi
 end sums
 
 section contents
-files=
-for file in $CONTENTS; do
-  [ -f "$file" ] || continue
-  # awk says nothing of an empty file. The kernel's files say they are empty, too, and are read all the same.
-  [ -s "$file" ] || printf '#file %s\n' "$file"
-  files="$files $file"
-done
-# the shell's own `read` asks the kernel for every single byte
-[ -z "$files" ] || awk 'FNR == 1 { print "#file " FILENAME } { print "|" $0 }' $files
+bodies $CONTENTS
 end contents
 
 section first_lines
@@ -307,10 +310,7 @@ end sshd
 section match
 if have sshd; then
   matching=$(grep -slEi '^[[:space:]]*match[[:space:]]' /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf)
-  for file in $matching; do
-    printf '#file %s\n' "$file"
-    while IFS= read -r line || [ -n "$line" ]; do printf '|%s\n' "$line"; done <"$file"
-  done
+  bodies $matching
   [ -z "$matching" ] || for probe in $PROBES; do
     printf '#probe %s\n' "$probe"
     sshd -T -C "$probe" 2>&1
@@ -333,8 +333,7 @@ end moduli
 
 section ufw
 if [ -f /etc/ufw/ufw.conf ]; then
-  show /etc/ufw/ufw.conf
-  show /etc/default/ufw
+  awk 1 /etc/ufw/ufw.conf /etc/default/ufw
   cd /etc/ufw && grep -s '^### tuple ###' user.rules user6.rules | sed 's|:| |'
 fi
 end ufw
@@ -376,7 +375,8 @@ for file in "$STATE"/pending/*; do [ ! -e "$file" ] || printf '%s\n' "${file##*/
 end pending
 
 section manifest
-[ ! -f "$STATE/manifest" ] || show "$STATE/manifest"
+# unlike cat it ends a last line that has no end
+[ ! -f "$STATE/manifest" ] || awk 1 "$STATE/manifest"
 end manifest
 
 section lock

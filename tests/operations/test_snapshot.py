@@ -157,6 +157,42 @@ def test_pending_restarts_and_the_manifest_are_read(state: Path) -> None:
 
 
 @needs_dpkg
+def test_a_damaged_manifest_does_not_hide_what_comes_after_it(state: Path) -> None:
+    (state / "manifest").write_text("/etc/a\t\n/etc/b\tx.service")
+    assert look().manifest == {"/etc/a": "", "/etc/b": "x.service"}
+
+
+_SSHD = """mount -t tmpfs none /etc/ssh; mount -t tmpfs none /usr/local/sbin; mkdir /etc/ssh/sshd_config.d
+printf '#!/bin/sh\\necho "said $*"\\n' >/usr/local/sbin/sshd; chmod 0755 /usr/local/sbin/sshd
+printf 'Port 22\\n\\tmatch user backup\\nBanner "\\\\n|"' >/etc/ssh/sshd_config; : >/etc/ssh/sshd_config.d/empty.conf
+echo 'Banner no#match here' >/etc/ssh/sshd_config.d/none.conf; cp /etc/ssh/sshd_config /etc/ssh/sshd_config.d/x.conf
+"""
+
+
+@needs_dpkg
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")
+@pytest.mark.parametrize("more", ["", "rm /etc/ssh/sshd_config /etc/ssh/sshd_config.d/x.conf"])
+def test_files_with_a_match_block_are_read_exactly_and_only_then_sshd_is_asked_about_logins(
+    state: Path, more: str
+) -> None:
+    request = Request(ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}))
+    seen = parse(collect(request, ("unshare", "-Urm", "sh", "-euc", f"{_SSHD}{more}\nexec sh -s")), request)
+    text = 'Port 22\n\tmatch user backup\nBanner "\\n|"\n'
+    paths = () if more else ("/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d/x.conf")
+    assert seen.sshd_match_files == dict.fromkeys(paths, text)
+    (probe,) = request.ssh_probes
+    assert seen.sshd_probes == ({} if more else {probe: {"said": (f"-T -C {probe}",)}})
+    assert seen.sshd == {"said": ("-T",)}
+
+
+def test_no_file_of_many_lines_is_read_byte_by_byte() -> None:
+    """The shell's `read` asks the kernel for every single byte: 5 ms for the manifest of a large host."""
+    text = script(Request())
+    assert text.count("read -r line || [") == 1, "one function that prints short files, `show`"
+    assert len(re.findall(r"\bshow ", text)) == 3, "`systemctl show`, the lock and the rollback"
+
+
+@needs_dpkg
 @pytest.mark.parametrize(("shift", "alive"), [(0, True), (1, False)])
 def test_a_lock_is_alive_only_while_its_very_process_is(state: Path, shift: int, alive: bool) -> None:
     """A process id that was given to another process since has another start time."""
