@@ -173,7 +173,6 @@ class Snapshot:
     lock: LockState | None = None
     rollback_armed: str = ""
     rolled_back: str = ""
-    free_mib: dict[str, int] = field(default_factory=dict)
     ssh_port: int = 22
     ssh_client: str = ""
     ssh_user: str = ""
@@ -400,10 +399,6 @@ for file in armed done; do
 done
 end rollback
 
-section disk
-df -Pm / /var /tmp 2>/dev/null | tail -n +2
-end disk
-
 section connection
 # sudo drops SSH_CONNECTION; an ancestor of this shell still has it
 pid=$$ ancestors=
@@ -451,7 +446,6 @@ _SECTIONS = [
     "manifest",
     "lock",
     "rollback",
-    "disk",
     "connection",
 ]
 
@@ -538,7 +532,6 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         lock=_lock(sections["lock"]),
         rollback_armed=rollback.get("armed", ""),
         rolled_back=rollback.get("done", ""),
-        free_mib=_disk(sections["disk"]),
         nft_chains=_nft_chains(sections["nft"]),
         ssh_port=_ssh_port(sections["connection"]),
         ssh_client=_ssh_client(sections["connection"]),
@@ -719,10 +712,6 @@ def _lock(lines: Sequence[str]) -> LockState | None:
 def _rollback(lines: Sequence[str]) -> dict[str, str]:
     """Until when a change has to be proven, and when one was put back, as the host tells the time."""
     return dict(line.split(" ", 1) for line in lines if " " in line)
-
-
-def _disk(lines: Sequence[str]) -> dict[str, int]:
-    return {parts[5]: int(parts[3]) for parts in (line.split() for line in lines) if len(parts) >= 6}
 
 
 def _nft_chains(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
