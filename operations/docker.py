@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 
 from pyinfra.api import deploy, operation
@@ -132,7 +131,7 @@ def engine_steps(settings: Settings, seen: Snapshot) -> list[Step]:
                 refusal=f'{seen.os.id} {seen.os.codename} ships no Docker Compose v2; set docker_source = "docker"',
             )
         ]
-    refused = backend_steps(settings, seen)
+    refused = daemon_refusals(settings, seen)
     if refused:
         return refused
     sources = source_steps(settings, seen)
@@ -143,18 +142,23 @@ def engine_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     return sources + (steps or version_steps(settings, seen) or apt.hold_steps(names, settings.docker_hold, seen))
 
 
-def backend_steps(settings: Settings, seen: Snapshot) -> list[Step]:
-    """A refusal of Docker's nftables backend, which a foreign hand put into daemon.json.
+def daemon_refusals(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Refusals of what a foreign hand put into daemon.json: no JSON, or Docker's nftables backend.
 
-    It has no DOCKER-USER chain (docs.docker.com, firewall-nftables), so nothing there obeys exposure, and UFW's
-    forward policy drops what it publishes.
+    That backend has no DOCKER-USER chain (docs.docker.com, firewall-nftables), so nothing there obeys exposure, and
+    UFW's forward policy drops what it publishes.
     """
     try:
-        present = json.loads(seen.contents.get(wanted.DAEMON_PATH) or "{}")
-    except json.JSONDecodeError:
-        return []  # told by daemon_steps
-    backend = present.get("firewall-backend") if isinstance(present, dict) else None
-    if backend in (None, "", "iptables") or "firewall-backend" in settings.docker_daemon_extra:
+        keys = wanted.merged(settings, seen.contents.get(wanted.DAEMON_PATH))
+    except ValueError as error:
+        return [
+            Step(
+                f"{wanted.DAEMON_PATH}: cannot be read",
+                refusal=f"{wanted.DAEMON_PATH} is not valid JSON ({error}); mend it or move it away, then run again",
+            )
+        ]
+    backend = keys.get("firewall-backend")
+    if backend in (None, "", "iptables"):
         return []
     told = f"{wanted.DAEMON_PATH}: firewall-backend is {backend}"
     return [
@@ -168,16 +172,10 @@ def backend_steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """daemon.json with our keys in it, checked by dockerd before it replaces the old one."""
-    try:
-        file = wanted.daemon_file(settings, seen.contents.get(wanted.DAEMON_PATH))
-    except (json.JSONDecodeError, ValueError) as error:
-        return [
-            Step(
-                f"{wanted.DAEMON_PATH}: cannot be read",
-                refusal=f"{wanted.DAEMON_PATH} is not valid JSON ({error}); mend it or move it away, then run again",
-            )
-        ]
-    return files.steps((file,), seen, pending=UNIT)
+    refused = daemon_refusals(settings, seen)
+    if refused:
+        return refused
+    return files.steps((wanted.daemon_file(settings, seen.contents.get(wanted.DAEMON_PATH)),), seen, pending=UNIT)
 
 
 def running_steps(settings: Settings, seen: Snapshot) -> list[Step]:
@@ -189,7 +187,7 @@ def running_steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 def steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """Everything this stage would still do."""
-    return engine_steps(settings, seen) + running_steps(settings, seen)
+    return daemon_refusals(settings, seen) or engine_steps(settings, seen) + running_steps(settings, seen)
 
 
 @operation()

@@ -98,16 +98,18 @@ def daemon_settings(settings: Settings) -> dict[str, Any]:
     return {**ours, **settings.docker_daemon_extra}
 
 
-def daemon_file(settings: Settings, present: str | None) -> File:
-    """daemon.json with our keys set and everybody else's kept.
+def merged(settings: Settings, present: str | None) -> dict[str, Any]:
+    """The keys of daemon.json, ours set and everybody else's kept.
 
     `present` is the file's content now, or None. Raises `ValueError` when it is not a JSON object.
     """
-    merged: dict[str, Any] = {}
-    if present and present.strip():
-        merged = json.loads(present)
-        if not isinstance(merged, dict):
-            raise ValueError("not a JSON object")
-    merged.update(daemon_settings(settings))
-    content = json.dumps(merged, indent=2, sort_keys=True) + "\n"
+    found: Any = json.loads(present) if present and present.strip() else {}
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return {**found, **daemon_settings(settings)}
+
+
+def daemon_file(settings: Settings, present: str | None) -> File:
+    """daemon.json as `merged`, which see."""
+    content = json.dumps(merged(settings, present), indent=2, sort_keys=True) + "\n"
     return File(DAEMON_PATH, content.encode(), check="dockerd --validate --config-file {}")

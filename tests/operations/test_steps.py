@@ -322,6 +322,9 @@ def test_a_daemon_file_that_cannot_be_read_is_refused_not_replaced(content: str)
     steps = docker.daemon_steps(Settings(), seen)
     assert told(steps) == ["/etc/docker/daemon.json: cannot be read"]
     assert "mend it or move it away" in refusal(steps)
+    # Before packages are installed: their engine would not start with it.
+    assert docker.engine_steps(Settings(), replace(seen, packages={})) == steps
+    assert docker.steps(Settings(), seen) == steps
 
 
 def test_a_changed_daemon_setting_is_told_and_marks_the_engine_before_the_write() -> None:

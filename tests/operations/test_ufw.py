@@ -350,7 +350,6 @@ def test_when_it_is_free_again_the_outgoing_rules_go_and_incoming_twins_stay() -
         ('{"firewall-backend": "iptables"}', False),
         ('{"firewall-backend": ""}', False),
         ("{}", False),
-        ("[]", False),
         ("", False),
     ],
 )
