@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pyinfra.api import operation
 
 from facts.snapshot import STATE_DIRECTORY, Snapshot
+from mediahost.render import totp
 from mediahost.resources import File
 from operations import files
 from operations.convergence import Step, converge
@@ -21,6 +22,9 @@ PATH = f"{STATE_DIRECTORY}/manifest"
 
 # Where a file that goes can take a login or sudo with it.
 _GUARD = Guard(("/etc/ssh", "/etc/sudoers.d", "/etc/pam.d"), SSHD_RELOAD)
+
+# sshd asks for a code until its own stage has told it otherwise: without these nobody would get in from outside.
+_ASKED_FOR = f"{totp.DIRECTORY}/"
 
 
 def _file(owned: Mapping[str, str]) -> File:
@@ -56,8 +60,13 @@ def enter_steps(owned: Mapping[str, str], seen: Snapshot) -> list[Step]:
     return [Step(f"manifest: {len(new)} new owned file(s)", command, stdin=stdin)]
 
 
-def prune_steps(owned: Mapping[str, str], seen: Snapshot) -> list[Step]:
-    """Remove files that are ours and not wanted any more, then forget them."""
+def prune_steps(owned: Mapping[str, str], seen: Snapshot, before_ssh: bool = False) -> list[Step]:
+    """Remove files that are ours and not wanted any more, then forget them.
+
+    `before_ssh` tells that sshd is not yet what it will be: what its present configuration asks for stays.
+    """
+    if before_ssh:
+        owned = {path: unit for path, unit in seen.manifest.items() if path.startswith(_ASKED_FOR)} | dict(owned)
     obsolete = {path: unit for path, unit in seen.manifest.items() if path not in owned}
     if not obsolete:
         return []
@@ -79,11 +88,12 @@ def entered(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def pruned(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
+def pruned(owned: Mapping[str, str], before_ssh: bool = False):  # type: ignore[no-untyped-def]
     """
     No owned file that is not wanted any more.
 
     + owned: path to the unit that depends on it, or ""
+    + before_ssh: leave what sshd's present configuration asks for
     """
 
     def at_stake(seen: Snapshot) -> Guard | None:
@@ -91,4 +101,4 @@ def pruned(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
         lets_in = any(path.startswith(f"{place}/") for path in obsolete for place in _GUARD.paths)
         return _GUARD if lets_in else None
 
-    yield from converge(lambda seen: prune_steps(owned, seen), at_stake)
+    yield from converge(lambda seen: prune_steps(owned, seen, before_ssh), at_stake)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from base64 import b64decode
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from mediahost.render import ssh as render_ssh
 from mediahost.render import totp as rendered
 from mediahost.resources import File
 from operations import manifest, ssh, totp, verify
+from operations.convergence import Step
 from operations.ssh import ControlSide
 from tests.operations.test_ssh import PARAMIKO, bare, hardened
 from tests.operations.test_steps import as_present, commands, refusal, sound, told
@@ -102,9 +105,33 @@ def test_switched_off_sshd_stops_to_ask_before_pam_asks_for_a_password_again() -
         f"{rendered.PAM_PATH}: our line is not wanted any more",
     ]
     assert marked.edited(seen.contents[rendered.PAM_PATH], rendered.edits(off)) == PAM
-    owned = {f"{rendered.DIRECTORY}/me": ""}
-    (gone,) = manifest.prune_steps({}, replace(seen, manifest=owned))
-    assert f"rm -f {rendered.DIRECTORY}/me" in gone.command
+
+
+def test_switched_off_the_secrets_stay_until_sshd_has_stopped_to_ask() -> None:
+    """Else nobody would get in from outside until the run is over, or ever when it dies."""
+    secret, other = f"{rendered.DIRECTORY}/me", "/etc/other"
+    seen = Snapshot(manifest={secret: "", other: "", "/etc/kept": ""})
+    (first,) = manifest.prune_steps({"/etc/kept": ""}, seen, before_ssh=True)
+    assert first.change == f"{other}: not wanted any more"
+    assert f"rm -f {other}\n" in first.command
+    assert written(first) == {"/etc/kept", secret}
+    left = Snapshot(manifest={secret: "", "/etc/kept": ""})
+    assert manifest.prune_steps({"/etc/kept": ""}, left, before_ssh=True) == []
+    (last,) = manifest.prune_steps({"/etc/kept": ""}, left)
+    assert f"rm -f {secret}\n" in last.command
+    assert written(last) == {"/etc/kept"}
+    # In the run the secrets go when sshd's stage is over, which ends with its proof.
+    stages = Path(manifest.__file__).parents[1].joinpath("deploy.py").read_text()
+    before, _, after_ssh = stages.partition("ssh.provision(")
+    assert before.count("manifest.pruned(") == before.count("before_ssh=True") == 1
+    assert "manifest.pruned(" in after_ssh
+    assert "before_ssh" not in after_ssh
+
+
+def written(step: Step) -> set[str]:
+    """The paths in the manifest that a step writes."""
+    lines = b64decode((step.stdin or "").partition(".")[0]).decode().splitlines()
+    return {line.partition("\t")[0] for line in lines}
 
 
 def test_off_it_is_nowhere() -> None:
