@@ -103,6 +103,18 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock of `locked`; False when somebody else does. The time of the file's last use stays."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def _start(record: Path, command: Sequence[str], ready_url: str, package: str) -> int:
     log = record.with_suffix(".log")
     with log.open("wb") as output:

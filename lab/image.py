@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import paths
-from lab.daemon import locked
+from lab.daemon import locked, locked_if_free
 from lab.errors import LabError
 from lab.mirror import DEFAULT_KEYRING, Mirror, debian_mirror
 from lab.program import run
@@ -25,6 +26,9 @@ from lab.program import run
 USER = "debian"
 NEEDED_BYTES = 4 * 1024**3
 """Free space a build needs: the unpacked tree, its tar and the file system, about 1 GiB each, with room."""
+
+_KEPT_SECONDS = 24 * 3600
+"""How long an image stays after its last use though a newer one has been built."""
 
 _MMDEBSTRAP = ("mmdebstrap", "--variant=minbase", "--architectures=amd64")
 _BASE_PACKAGES = (
@@ -173,6 +177,7 @@ def ensure_image(spec: ImageSpec = BARE, report: Report = lambda _text: None) ->
         image = _image(key)
         if not image.disk.exists():
             _build(spec, mirror, public_key, image, report)
+            _remove_older(spec, image, report)
     return image
 
 
@@ -225,6 +230,23 @@ def _build(spec: ImageSpec, mirror: Mirror, public_key: str, image: Image, repor
         (work / "whole").rename(image.disk.parent)
     finally:
         _remove_tree(work)
+
+
+def _remove_older(spec: ImageSpec, built: Image, report: Report) -> None:
+    """Remove images of the same name and other inputs on which no machine stands and at which nobody was lately."""
+    standing = "".join(record.read_text(encoding="utf-8") for record in paths.machines().glob("*/machine.json"))
+    for directory in sorted(paths.images().glob(f"{spec.name}-{spec.release}-{'[0-9a-f]' * 12}")):
+        lock = directory.with_name(f"{directory.name}.lock")
+        # A machine is recorded a moment after it was made, and another working copy may have other inputs.
+        used = lock.stat().st_mtime if lock.exists() else 0
+        if directory.name == built.key or directory.name in standing or time.time() - used < _KEPT_SECONDS:
+            continue
+        with locked_if_free(lock) as free:
+            if free:
+                report(f"Removing the image {directory.name}, on which no machine stands")
+                # Under the name of a build that was killed: half an image must not look like one.
+                gone = directory.rename(directory.with_name(f"{directory.name}.build-removed"))
+                _remove_tree(gone)
 
 
 def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, files: Path, report: Report) -> None:
