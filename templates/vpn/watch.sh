@@ -1,0 +1,86 @@
+# Brings the tunnel up and watches over it and the wall: what is gone is mended at once when the kernel tells of it,
+# within $POLL seconds else. Values stand above; mediahost/render/wall.py wrote them.
+#   watch   for ever (the service)
+#   settle  once (its reload): new settings reach the living interface
+# Bash, because `read` of POSIX has no timeout. Nothing here takes the interface or the wall down.
+set -u
+export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+umask 077
+
+addresses() { # of the interface, from what `ip address show` printed on stdin
+  local word value found=
+  while read -r word value _; do
+    [[ $word != inet ]] || found+="$value "
+  done
+  printf '%s' "${found% }"
+}
+
+tunnel_sound() {
+  local state
+  state=$(ip address show dev "$LINK" 2>/dev/null) || return 1
+  [[ $state == *[\<,]UP[,\>]*" mtu $MTU "* ]] || return 1
+  [[ $(addresses <<<"$state") == "$ADDRESSES" ]] || return 1
+  [[ $(ip -4 route show table "$TABLE" 2>/dev/null) == *"default dev $LINK "*"metric $FIRST"* ]] || return 1
+  # public key and address only
+  [[ $(wg show "$LINK" endpoints) == "$PEER"$'\t'"$ENDPOINT" ]]
+}
+
+raise_tunnel() {
+  local address
+  if ! ip link show dev "$LINK" >/dev/null 2>&1; then
+    ip link add "$LINK" type wireguard || {
+      echo "$LINK cannot be made: this kernel has no WireGuard" >&2
+      return 1
+    }
+  fi
+  # Changes only what differs: a handshake with the same peer goes on.
+  wg syncconf "$LINK" "$CONFIGURATION" || return 1
+  if [[ $(ip -4 address show dev "$LINK" | addresses) != "$ADDRESSES" ]]; then
+    ip -4 address flush dev "$LINK"
+    for address in $ADDRESSES; do ip -4 address add "$address" dev "$LINK" || return 1; done
+  fi
+  # Answers come in here that main would send elsewhere: a strict reverse path check would drop all of them.
+  echo 2 >"/proc/sys/net/ipv4/conf/$LINK/rp_filter" || return 1
+  ip link set dev "$LINK" mtu "$MTU" up || return 1
+  ip -4 route replace default dev "$LINK" metric "$FIRST" table "$TABLE"
+}
+
+settle() {
+  local found result=0
+  if ! found=$("$WALL" check); then
+    echo "the wall is mended: ${found//$'\n'/; }"
+    "$WALL" load || result=1
+  fi
+  if [[ -n $LINK ]] && ! tunnel_sound; then
+    echo "$LINK is brought up"
+    raise_tunnel || result=1
+  fi
+  return $result
+}
+
+watch() {
+  local status
+  exec 3< <(exec ip monitor link route rule)
+  while :; do
+    settle
+    status=0
+    read -r -t "$POLL" -u 3 _ || status=$?
+    if ((status == 0)); then
+      # What happens together is looked at once.
+      SECONDS=0
+      while ((SECONDS < 1)) && read -r -t 0.2 -u 3 _; do :; done
+    elif ((status <= 128)); then
+      echo 'ip monitor has ended' >&2
+      exit 1
+    fi
+  done
+}
+
+case ${1:-watch} in
+  watch) watch ;;
+  settle) settle ;;
+  *)
+    echo "usage: $0 [watch|settle]" >&2
+    exit 2
+    ;;
+esac
