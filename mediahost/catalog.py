@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -203,6 +203,15 @@ class Service(_Strict):
     tmpfs: list[ContainerPath] = []
     read_only: bool = False
     init: bool = False
+    devices: list[Literal["/dev/net/tun"]] = Field([], description="Device files of the host it opens.")
+    vpn: bool = Field(
+        False,
+        description="Its traffic belongs into the tunnel when a VPN is configured; `vpn_services` can say otherwise.",
+    )
+    forwarded_port_env: VariableName | None = Field(
+        None,
+        description="Variable with the port it listens on for peers: the one a VPN provider forwards is put there.",
+    )
     stop_grace_period: Annotated[int, Field(ge=1)] = Field(30, description="Seconds.")
     depends_on: list[Annotated[str, Field(pattern=r"^[a-z0-9-]+(\|[a-z0-9-]+)*$")]] = Field(
         [], description="Services it is no use without; 'a|b' means one of them."
@@ -307,6 +316,13 @@ def _unresolved(services: Iterable[Service], known: set[str]) -> Iterable[str]:
             for name in names:
                 if name not in known:
                     yield f"{service.name}.yaml: {key} = {name}: no such service in the catalogue"
+
+
+def unknown_service(name: str, catalog: Mapping[str, Service]) -> str:
+    """What to tell who asked for a service that `catalog` does not have."""
+    near = difflib.get_close_matches(name, catalog, n=1, cutoff=0.6)
+    active = ", ".join(name for name, service in catalog.items() if service.status == "active")
+    return f"no such service; {f'did you mean {near[0]}?' if near else f'there are {active}'}"
 
 
 def schema_text() -> str:

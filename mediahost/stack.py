@@ -10,11 +10,12 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from mediahost import confinement
 from mediahost.catalog import (
     Exposure,
     Health,
@@ -26,8 +27,10 @@ from mediahost.catalog import (
     Service,
     VariableName,
     check_image,
+    unknown_service,
 )
 from mediahost.config import ConfigError, ConfigProblem, Settings
+from mediahost.vpn import BRIDGE, CLIENT, INSIDE, NETWORK, Vpn
 
 PROJECT = "mediahost"
 PROXY = "caddy"
@@ -109,14 +112,26 @@ class StackService:
     init: bool
     stop_grace_period: int
     depends_on: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    """Name servers instead of the host's."""
+    network_of: str | None = None
+    """Service whose network namespace this one shares: it then has no networks, and its ports are published there."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A bridge. `isolated` containers reach the outside but not each other."""
+    """A bridge. `isolated` containers reach the outside but not each other, those on an `internal` one no outside.
+
+    `subnet` and the interface's name `bridge` are Docker's choice when they are None; `mtu` in bytes.
+    """
 
     name: str
     isolated: bool = False
+    internal: bool = False
+    subnet: str | None = None
+    bridge: str | None = None
+    mtu: int | None = None
 
     @property
     def full_name(self) -> str:
@@ -137,7 +152,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Stack:
-    """All of one host's services. `label_key` is a vault value that keys the digests in container labels."""
+    """All of one host's services. `label_key` is a vault value that keys the digests in container labels.
+
+    `vpn` is None when no traffic goes through a tunnel.
+    """
 
     host: str
     services: tuple[StackService, ...]
@@ -146,6 +164,7 @@ class Stack:
     label_key: str = field(repr=False)
     ddns_settings: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     name: str = PROJECT
+    vpn: Vpn | None = None
 
     @property
     def exposed_ports(self) -> tuple[ExposedPort, ...]:
@@ -175,10 +194,14 @@ class Override(BaseModel):
 
 @dataclass(frozen=True)
 class Choice:
-    """A service of the catalogue that this host shall run, with what the user changed."""
+    """A service of the catalogue that this host shall run, with what the user changed.
+
+    The traffic of a `confined` one leaves through the tunnel or not at all.
+    """
 
     service: Service
     override: Override = Override()
+    confined: bool = False
 
     @property
     def exposure(self) -> Exposure:
@@ -200,7 +223,10 @@ class Choice:
 
     @property
     def ports(self) -> tuple[ExposedPort, ...]:
-        """What is published on the host."""
+        """What is published on the host.
+
+        Peers of a confined service come through the tunnel: on the host's own address they would see where it is.
+        """
         name = self.service.name
         ports = []
         if self.web_port is not None:
@@ -208,7 +234,8 @@ class Choice:
             ports.append(ExposedPort(host_port, "tcp", self.exposure, name, self.web_port))
         moved = self.override.exposure if self.service.web is None else None
         for port in self.service.ports:
-            ports.append(ExposedPort(port.port, port.protocol, moved or port.exposure, name, port.port))
+            if not (self.confined and port.exposure == "wan"):
+                ports.append(ExposedPort(port.port, port.protocol, moved or port.exposure, name, port.port))
         return tuple(port for port in ports if port.exposure not in ("proxy", "none"))
 
 
@@ -222,9 +249,15 @@ def choose(settings: Settings, catalog: Mapping[str, Service], host: str) -> tup
     problems: list[ConfigProblem] = []
     wanted = _wanted(settings, catalog, host, problems)
     names = _with_dependencies(settings, catalog, host, wanted, problems)
+    confined = confinement.confined(settings, catalog, names, host, problems)
+    if confined and settings.vpn_mode == "container":
+        names.add(CLIENT)
     overrides = _overrides(settings, catalog, host, names, problems)
-    choices = tuple(Choice(catalog[name], overrides.get(name, Override())) for name in sorted(names))
+    choices = tuple(
+        Choice(catalog[name], overrides.get(name, Override()), name in confined) for name in sorted(names)
+    )
     problems.extend(_conflicts(choices, host))
+    problems.extend(confinement.refusals(choices, settings, host))
     problems.extend(_port_clashes(choices, settings, host))
     problems.extend(_unreachable(choices, host))
     if problems:
@@ -241,19 +274,32 @@ def build_stack(settings: Settings, catalog: Mapping[str, Service], host: str, s
     choices = choose(settings, catalog, host)
     problems: list[ConfigProblem] = []
     chosen = {choice.service.name for choice in choices}
-    networks = {choice.service.name: _networks(choice, choices) for choice in choices}
+    inside = [choice.service.name for choice in choices if choice.confined]
+    vpn = confinement.read_vpn(settings, inside, host, vault_folder(host), secret, problems)
+    networks = {choice.service.name: _networks(choice, choices, settings) for choice in choices}
     services = tuple(
         _service(choice, settings, host, chosen, networks[choice.service.name], secret, problems)
         for choice in choices
     )
+    if vpn is not None:
+        services = tuple(_through_tunnel(service, vpn) for service in services)
     ddns: list[Mapping[str, Any]] = []
     if "ddns-updater" in chosen:
         for index, entry in enumerate(settings.ddns_settings):
             ddns.append(_resolved(entry, f"ddns_settings.{index}", host, secret, problems))
+    known = (Network("proxy"), Network("apps"), Network("outbound", isolated=True))
+    if vpn is not None:
+        # Outside the packets of Gluetun, which make room for the tunnel's own headers, nothing knows of its MTU.
+        mtu = vpn.tunnel.mtu if vpn.mode == "host" else None
+        known += (Network(NETWORK, subnet=vpn.subnet, bridge=BRIDGE, mtu=mtu), Network(INSIDE, internal=True))
+        for name, network in confinement.multi_homed(services, known, vpn):
+            mend = (
+                f"would be in the network {network} too, which is a way past the tunnel; this is a fault of mediahost"
+            )
+            problems.append(ConfigProblem(host, "vpn_services", name, mend))
     if problems:
         raise ConfigError(problems)
     used = {name for service in services for name in service.networks}
-    known = (Network("proxy"), Network("apps"), Network("outbound", isolated=True))
     return Stack(
         host=host,
         services=services,
@@ -261,6 +307,7 @@ def build_stack(settings: Settings, catalog: Mapping[str, Service], host: str, s
         routes=_routes(choices, settings, host),
         label_key=secret(f"{vault_folder(host)}/{PROJECT}/label_key", "token"),
         ddns_settings=tuple(ddns),
+        vpn=vpn,
     )
 
 
@@ -289,7 +336,7 @@ def _wanted(
     for key, names in (("services", settings.services), ("services_disabled", settings.services_disabled)):
         for name in names:
             if name not in catalog:
-                problems.append(ConfigProblem(host, key, name, _unknown_service(name, catalog)))
+                problems.append(ConfigProblem(host, key, name, unknown_service(name, catalog)))
     for name in sorted(set(settings.services) & set(settings.services_disabled)):
         problems.append(
             ConfigProblem(host, "services_disabled", name, "it is in services too; remove it from one of them")
@@ -309,12 +356,6 @@ def _wanted(
         elif not settings.allow_retired:
             problems.append(ConfigProblem(host, key, name, f"{why}, or set allow_retired = True to run it anyway"))
     return wanted
-
-
-def _unknown_service(name: str, catalog: Mapping[str, Service]) -> str:
-    near = difflib.get_close_matches(name, catalog, n=1, cutoff=0.6)
-    active = ", ".join(name for name, service in catalog.items() if service.status == "active")
-    return f"no such service; {f'did you mean {near[0]}?' if near else f'there are {active}'}"
 
 
 def _with_dependencies(
@@ -360,7 +401,7 @@ def _overrides(
     for name, given in settings.service_overrides.items():
         key = f"service_overrides.{name}"
         if name not in catalog:
-            problems.append(ConfigProblem(host, key, "", _unknown_service(name, catalog)))
+            problems.append(ConfigProblem(host, key, "", unknown_service(name, catalog)))
             continue
         try:
             override = Override.model_validate(given)
@@ -524,7 +565,33 @@ def _service(
         depends_on=tuple(
             sorted({name for entry in service.depends_on for name in entry.split("|") if name in chosen})
         ),
+        devices=tuple(service.devices),
     )
+
+
+def _through_tunnel(service: StackService, vpn: Vpn) -> StackService:
+    """`service` with what the VPN changes: the tunnel's own container, and what is confined to the tunnel."""
+    if service.name == CLIENT:
+        keys = {"WIREGUARD_PRIVATE_KEY": vpn.tunnel.private_key, "WIREGUARD_PRESHARED_KEY": vpn.tunnel.preshared_key}
+        files = tuple(
+            SecretFile(name.lower(), f"/run/secrets/{name.lower()}", value) for name, value in keys.items() if value
+        )
+        environment = {
+            **service.environment,
+            **confinement.client_environment(vpn),
+            **{f"{file.name.upper()}_SECRETFILE": file.target for file in files},
+        }
+        return replace(
+            service,
+            environment=dict(sorted(environment.items())),
+            secret_files=(*service.secret_files, *files),
+            dns=vpn.dns,
+        )
+    if service.name not in vpn.services:
+        return service
+    if vpn.mode == "container":
+        return replace(service, network_of=CLIENT)
+    return replace(service, dns=vpn.dns)
 
 
 def _owner(service: Service, settings: Settings) -> tuple[int, int]:
@@ -540,6 +607,12 @@ def _environment(choice: Choice, settings: Settings) -> dict[str, str]:
         environment |= {"PUID": str(settings.media_uid), "PGID": str(settings.media_gid), "UMASK": UMASK}
     if service.web and service.web.port_env:
         environment[service.web.port_env] = str(choice.web_port)
+    if choice.confined and service.forwarded_port_env:
+        if settings.vpn_port_forwarding == "nat-pmp":
+            # It is told at run time and keeps what it was told; a variable would win at each start.
+            environment.pop(service.forwarded_port_env, None)
+        elif settings.vpn_port_forwarding != "off":
+            environment[service.forwarded_port_env] = str(settings.vpn_port_forwarding)
     return environment
 
 
@@ -586,17 +659,34 @@ def media_views(settings: Settings) -> dict[str, tuple[tuple[str, str], ...]]:
     return {"data": (media, downloads), "torrents": (downloads,), "media": (media,)}
 
 
-def _networks(choice: Choice, choices: tuple[Choice, ...]) -> tuple[str, ...]:
-    """`proxy` for what the proxy serves, `apps` for who talks to whom, else `outbound`."""
+def _networks(choice: Choice, choices: tuple[Choice, ...], settings: Settings) -> tuple[str, ...]:
+    """`proxy` for what the proxy serves, `apps` for who talks to whom, else `outbound`.
+
+    A confined service, or the container that holds its tunnel, is in the tunnel's network and in `confined`, where
+    those that have to do with it join it.
+    """
     name = choice.service.name
-    chosen = {other.service.name for other in choices}
+    if choice.confined and settings.vpn_mode == "container":
+        return ()
+    if choice.confined or name == CLIENT:
+        return (NETWORK, INSIDE)
+    open_ones = {other.service.name for other in choices if not other.confined}
     networks = []
-    if name == PROXY or (PROXY in chosen and choice.route != "none"):
+    if name == PROXY or (PROXY in open_ones and choice.route != "none"):
         networks.append("proxy")
-    talkers = any(name in _peers(other.service) for other in choices)
-    if talkers or _peers(choice.service) & chosen:
+    if any(other.service.name in open_ones for other in _partners(choice, choices)):
         networks.append("apps")
-    return tuple(networks) or ("outbound",)
+    networks = networks or ["outbound"]
+    served = name == PROXY and any(other.confined and other.route != "none" for other in choices)
+    if served or any(other.confined for other in _partners(choice, choices)):
+        networks.append(INSIDE)
+    return tuple(networks)
+
+
+def _partners(choice: Choice, choices: tuple[Choice, ...]) -> list[Choice]:
+    """Whom a service uses, and who uses it."""
+    name, used = choice.service.name, _peers(choice.service)
+    return [other for other in choices if other.service.name in used or name in _peers(other.service)]
 
 
 def _peers(service: Service) -> set[Name]:

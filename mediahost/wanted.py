@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from mediahost.catalog import Service
 from mediahost.config import Settings
-from mediahost.render import base, docker, fail2ban, hardening, proxy, ssh, totp, users
+from mediahost.render import base, docker, fail2ban, forwarding, hardening, proxy, ssh, totp, users, wall
 from mediahost.render.compose import render_compose
 from mediahost.render.tree import render_tree
 from mediahost.resources import Container, Directory, File
 from mediahost.stack import Stack, build_stack
+from mediahost.vpn import Vpn
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Wanted:
     """One host as it should be.
 
     `stack_files` are the compose file, secrets and seeds; `factors` the administrators' secrets of SSH's second
-    factor; `owned` maps every path we own to the unit that depends on it ("" for none).
+    factor; `vpn` is None when no traffic goes through a tunnel; `owned` maps every path we own to the unit that
+    depends on it ("" for none).
     """
 
     host: str
@@ -36,6 +38,7 @@ class Wanted:
     jails: tuple[fail2ban.Jail, ...]
     factors: tuple[File, ...]
     owned: Mapping[str, str]
+    vpn: Vpn | None = None
 
 
 def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret: Callable[[str, str], str]) -> Wanted:
@@ -68,6 +71,8 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
     if timesyncd is not None:
         owned[timesyncd.path] = "systemd-timesyncd.service"
     owned |= hardening.owned(settings)
+    tunnel_files = (*wall.files(stack.vpn, settings), *forwarding.files(stack.vpn, settings, stack))
+    owned |= dict.fromkeys((file.path for file in tunnel_files), "")
     if settings.docker_source == "docker":
         owned |= {docker.SOURCE_PATH: "", docker.KEYRING_PATH: ""}
     return Wanted(
@@ -81,4 +86,5 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         jails=jails,
         factors=factors,
         owned={path: unit for path, unit in owned.items() if path not in seeds},
+        vpn=stack.vpn,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
@@ -12,8 +13,20 @@ from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
 from mediahost.cli.inventory import BadInput, host_data, inventory_argument
 from mediahost.config import ConfigError
-from mediahost.render import base, docker, fail2ban, firewall, hardening, ssh, users
+from mediahost.render import base, docker, fail2ban, firewall, forwarding, hardening, ssh, users, wall
 from mediahost.resources import File
+from mediahost.vpn import SECRET
+
+# Stands for the provider's WireGuard file: an address of the documentation (RFC 5737) and keys that are no secret.
+_TUNNEL = f"""[Interface]
+PrivateKey = {base64.b64encode(bytes([2] * 32)).decode()}
+Address = 10.64.0.2/32
+DNS = 10.64.0.1
+[Peer]
+PublicKey = {base64.b64encode(bytes([1] * 32)).decode()}
+AllowedIPs = 0.0.0.0/0
+Endpoint = 192.0.2.1:51820
+"""
 
 
 @click.command("render")
@@ -52,6 +65,7 @@ def command(inventory: Path, output: Path) -> None:
             ]
             if each.fail2ban:
                 files += [*fail2ban.files(each, plan.jails), *fail2ban.reload_units()]
+            files += [*wall.files(plan.vpn, each), *forwarding.files(plan.vpn, each, plan.stack)]
             for version, path in firewall.AFTER_PATHS.items():
                 block = firewall.container_block(each, plan.stack.exposed_ports, version)
                 files.append(File(f"{path}.block", block.encode()))
@@ -66,6 +80,8 @@ def command(inventory: Path, output: Path) -> None:
 
 def _placeholder(entry: str, kind: str) -> str:
     """Stands for a secret; the files it ends up in are marked secret and are not written."""
+    if entry.endswith(f"/vpn/{SECRET}"):
+        return _TUNNEL
     return f"<{kind} {entry}>"
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import yaml
 
 from mediahost.config import Settings
+from mediahost.render import forwarding
 from mediahost.render.seeds import config_files
 from mediahost.resources import MARK, Container, Directory, File
 from mediahost.stack import Network, Stack, StackService
+from mediahost.vpn import CLIENT, INSIDE, NETWORK
 
 HASH_LABEL = "mediahost.hash"
 SERVICE_LABEL = "mediahost.service"
@@ -55,20 +58,28 @@ def secret_path(settings: Settings, service: str, name: str) -> str:
 def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     """The artefacts of `stack`."""
     files: list[File] = []
-    containers: list[Container] = []
+    containers: dict[str, Container] = {}
     rendered: dict[str, Any] = {}
+    networks = {network.name: _network(network) for network in stack.networks}
     full_names = {network.name: network.full_name for network in stack.networks}
-    for service in stack.services:
+    # Who shares another's network comes after it: such a container is made from the other one, too.
+    for service in sorted(stack.services, key=lambda service: service.network_of is not None):
         own_files = [*_secret_files(service, settings), *config_files(service, stack, settings)]
-        body = _service(service, settings)
-        digest = _digest(stack, body, own_files)
+        body = _service(service, stack, settings)
+        tunnel: dict[str, Any] = {}
+        if NETWORK in service.networks:
+            tunnel = {"network": networks[NETWORK]}
+        if service.network_of:
+            tunnel = {"network_of": containers[service.network_of].digest}
+        digest = _digest(stack, body, own_files, tunnel)
         body["labels"] = {HASH_LABEL: digest, SERVICE_LABEL: service.name}
         rendered[service.name] = body
-        networks = tuple(full_names[name] for name in service.networks)
-        containers.append(Container(service.name, service.image, digest, networks))
+        names = tuple(full_names[name] for name in service.networks)
+        containers[service.name] = Container(service.name, service.image, digest, names)
         files.extend(own_files)
+    rendered = {service.name: rendered[service.name] for service in stack.services}
     document: dict[str, Any] = {"name": stack.name, "services": rendered}
-    document["networks"] = {network.name: _network(network) for network in stack.networks}
+    document["networks"] = networks
     secrets = {
         f"{service.name}_{secret.name}": {"file": secret_path(settings, service.name, secret.name)}
         for service in stack.services
@@ -80,19 +91,32 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     return ComposeArtefacts(
         files=(compose, *files),
         directories=tuple(_directories(stack, settings, files)),
-        containers=tuple(containers),
+        containers=tuple(containers[service.name] for service in stack.services),
     )
 
 
-def _service(service: StackService, settings: Settings) -> dict[str, Any]:
+def _service(service: StackService, stack: Stack, settings: Settings) -> dict[str, Any]:
     body: dict[str, Any] = {"image": service.image, "restart": "unless-stopped"}
     if service.user:
         body["user"] = service.user
     body["environment"] = dict(service.environment)
+    if service.name == CLIENT and stack.vpn is not None:
+        body["environment"] |= forwarding.client_environment(stack.vpn)
     if service.depends_on:
         body["depends_on"] = {name: {"condition": "service_started"} for name in service.depends_on}
-    body["networks"] = list(service.networks)
-    if service.ports:
+    sharing = [other for other in stack.services if other.network_of == service.name]
+    if service.network_of:
+        # Its network namespace dies with that container: `restart` makes this one follow when it is made anew.
+        needed = {service.network_of: {"condition": "service_healthy", "restart": True}}
+        body["depends_on"] = {**body.get("depends_on", {}), **needed}
+        body["network_mode"] = f"service:{service.network_of}"
+    else:
+        body["networks"] = _memberships(service, sharing, settings)
+        if service.dns:
+            # Named, because Docker would otherwise ask the host's own servers, from the host and past the tunnel.
+            body["dns"] = list(service.dns)
+    ports = [] if service.network_of else [port for each in (service, *sharing) for port in each.ports]
+    if ports:
         body["ports"] = [
             {
                 "target": port.container_port,
@@ -100,7 +124,7 @@ def _service(service: StackService, settings: Settings) -> dict[str, Any]:
                 "protocol": port.protocol,
                 **({"host_ip": port.address} if port.address else {}),
             }
-            for port in service.ports
+            for port in ports
         ]
     if service.mounts:
         body["volumes"] = [
@@ -118,6 +142,8 @@ def _service(service: StackService, settings: Settings) -> dict[str, Any]:
         body["secrets"] = [
             {"source": f"{service.name}_{secret.name}", "target": secret.target} for secret in service.secret_files
         ]
+    if service.devices:
+        body["devices"] = list(service.devices)
     if service.tmpfs:
         body["tmpfs"] = list(service.tmpfs)
     if service.read_only:
@@ -152,10 +178,50 @@ def _service(service: StackService, settings: Settings) -> dict[str, Any]:
     return escaped
 
 
+def _memberships(service: StackService, sharing: Iterable[StackService], settings: Settings) -> Any:
+    """The networks a service is in: their names, or a mapping where more than the names must be said."""
+    if NETWORK not in service.networks:
+        return list(service.networks)
+    # Who shares this container's network is still found by its own name; there is one address for all.
+    aliases = sorted(other.name for other in sharing)
+    options: dict[str, dict[str, Any]] = {name: {} for name in service.networks}
+    if _knows_gateway_priority(settings):
+        options[NETWORK]["gw_priority"] = 1
+    if aliases and INSIDE in options:
+        options[INSIDE]["aliases"] = aliases
+    return options
+
+
+def _knows_gateway_priority(settings: Settings) -> bool:
+    """Whether the host's Engine (28) and Compose (2.33.1) have `gw_priority`; a distribution's are older or unknown.
+
+    Without it the default route is the tunnel's network just the same: the only other one is internal, and those
+    come last (moby, daemon/libnetwork/sandbox.go).
+    """
+    if settings.docker_source != "docker":
+        return False
+    pinned = re.match(r"(?:\d+:)?(\d+)\.", settings.docker_version or "")
+    return pinned is None or int(pinned[1]) >= 28
+
+
 def _network(network: Network) -> dict[str, Any]:
     body: dict[str, Any] = {"name": network.full_name, "driver": "bridge"}
+    options: dict[str, str] = {}
     if network.isolated:
-        body["driver_opts"] = {"com.docker.network.bridge.enable_icc": "false"}
+        options["com.docker.network.bridge.enable_icc"] = "false"
+    if network.bridge:
+        options["com.docker.network.bridge.name"] = network.bridge
+    if network.mtu:
+        options["com.docker.network.driver.mtu"] = str(network.mtu)
+    if options:
+        body["driver_opts"] = options
+    if network.internal:
+        body["internal"] = True
+    if network.bridge or network.internal:
+        # Also where the engine's own default says otherwise.
+        body["enable_ipv6"] = False
+    if network.subnet:
+        body["ipam"] = {"config": [{"subnet": network.subnet}]}
     return body
 
 
@@ -168,14 +234,15 @@ def _escaped(value: Any) -> Any:
     return value.replace("$", "$$") if isinstance(value, str) else value
 
 
-def _digest(stack: Stack, body: dict[str, Any], files: Iterable[File]) -> str:
+def _digest(stack: Stack, body: dict[str, Any], files: Iterable[File], tunnel: Mapping[str, Any]) -> str:
     """What the container must have been made from: its definition, mounted secrets and owned configuration.
 
     Keyed with a random value of the vault, because everybody who may run `docker inspect` sees the label and a
     plain hash of a short password could be searched for. A seed (`once`) belongs to the service after its
     first start and does not count; neither does the Caddyfile, which is reloaded without a new container.
+    `tunnel` is what the way out of a confined one is made from; of all others it is empty.
     """
-    content = {"service": body, "files": {file.path: file.sha256 for file in files if not file.once}}
+    content = {"service": body, "files": {file.path: file.sha256 for file in files if not file.once}, **tunnel}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hmac.new(stack.label_key.encode(), text.encode(), hashlib.sha256).hexdigest()
 

@@ -145,9 +145,20 @@ def _ddns_updater(service: StackService, stack: Stack, settings: Settings) -> tu
     return (_file(service, settings, "config.json", text, once=False),)
 
 
+def _gluetun(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    # What may be asked of the control server, all of it by reading: whoever may PUT could stop the tunnel.
+    routes = ["GET /v1/vpn/status", "GET /v1/publicip/ip", "GET /v1/portforward", "GET /v1/dns/status"]
+    key = service.secret_values["api_key"]
+    # A text of JSON is one of TOML.
+    lines = [f"# {MARK}.", "[[roles]]", 'name = "mediahost"', f"routes = {json.dumps(routes)}"]
+    lines += ['auth = "apikey"', f"apikey = {json.dumps(key)}"]
+    return (_file(service, settings, "auth/config.toml", "\n".join(lines) + "\n", once=False),)
+
+
 WRITERS: dict[str, Callable[[StackService, Stack, Settings], tuple[File, ...]]] = {
     "bazarr": _bazarr,
     "ddns-updater": _ddns_updater,
+    "gluetun": _gluetun,
     "qbittorrent": _qbittorrent,
     "seerr": _seerr,
 }

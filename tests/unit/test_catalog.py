@@ -56,12 +56,31 @@ def test_every_active_service_runs_without_root_or_says_which_capabilities_it_ne
     for service in load_catalog().values():
         if service.status == "retired":
             continue
+        if service.name == "gluetun":
+            # Makes routes, filter rules and an interface: root, with what that needs and no more.
+            assert set(service.capabilities) == {"CHOWN", "DAC_OVERRIDE", "NET_ADMIN"}
+            continue
         assert service.run_as.method in ("linuxserver", "user"), service.name
         if service.run_as.method == "linuxserver":
             assert set(service.capabilities) == {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}
         else:
             assert service.read_only, service.name
             assert set(service.capabilities) <= {"NET_BIND_SERVICE"}
+
+
+def test_only_who_needs_it_has_a_device_or_may_change_a_network() -> None:
+    active = [service for service in load_catalog().values() if service.status == "active"]
+    assert [service.name for service in active if service.devices] == ["gluetun"]
+    assert [service.name for service in active if "NET_ADMIN" in service.capabilities] == ["gluetun"]
+    assert not [service.name for service in active if "NET_RAW" in service.capabilities]
+
+
+def test_every_download_client_belongs_into_the_tunnel() -> None:
+    catalog = load_catalog()
+    clients = [service for service in catalog.values() if service.category.startswith("download-")]
+    assert clients
+    assert all(service.vpn for service in clients)
+    assert not [service.name for service in catalog.values() if service.vpn and service not in clients]
 
 
 def test_no_service_needs_an_optional_one() -> None:
