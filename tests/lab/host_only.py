@@ -1,11 +1,11 @@
 """The first stages of deploy.py, for a release whose Docker cannot be had here: SSH, users and hardening."""
 
-from operations import base, guard, hardening, manifest, run, ssh, users
+from operations import base, hardening, manifest, rollback, run, ssh, users
 
 wanted = run.begin()
 settings = wanted.settings
 
-guard.settled(name="guard | unproven changes")
+rollback.settled(name="guard | unproven changes")
 users.login_kept(name="users | the login stays", settings=settings)
 ssh.inside_kept(name="ssh | this machine stays inside", settings=settings, factors=wanted.factors)
 manifest.entered(name="manifest | owned files", owned=wanted.owned)
