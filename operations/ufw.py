@@ -19,6 +19,7 @@ from mediahost.config import Settings
 from mediahost.render import firewall as wanted
 from mediahost.render.firewall import Exposed
 from mediahost.resources import File, FirewallRule
+from mediahost.vpn import Vpn
 from operations import apt, files, report, units
 from operations.convergence import Step, converge
 from operations.guard import UFW_RELOAD, Guard
@@ -256,7 +257,7 @@ def _prune_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     ]
 
 
-def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot) -> list[Step]:
+def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot, vpn: Vpn | None = None) -> list[Step]:
     """Everything that is missing, in the order that cannot lock anybody out: SSH's rule stands first."""
     lost = [path for path in wanted.AFTER_PATHS.values() if path not in seen.contents]
     if lost and "ufw" in seen.packages:
@@ -265,7 +266,7 @@ def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot) -> lis
         return [Step(f"{path}: missing, UFW's package restores it") for path in lost[1:]] + [
             Step(f"{lost[0]}: missing, UFW's package restores it", command)
         ]
-    rules = wanted.host_rules(settings, exposed, (seen.ssh_port,))
+    rules = wanted.host_rules(settings, exposed, (seen.ssh_port,), vpn)
     found = rule_steps(rules, seen, settings.firewall_prune_foreign)
     found += default_steps(settings, seen)
     found += files.steps(after_files(settings, exposed, seen), seen, pending=UNIT)
@@ -283,26 +284,27 @@ def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot) -> lis
 
 
 @operation()
-def firewall(settings: Settings, exposed: Sequence[Exposed]):  # type: ignore[no-untyped-def]
+def firewall(settings: Settings, exposed: Sequence[Exposed], vpn: Vpn | None = None):  # type: ignore[no-untyped-def]
     """
     UFW switched on with the rules that follow from exposure.
 
     + settings: the host's settings
     + exposed: published ports
+    + vpn: the host's tunnel, which has to leave
     """
 
     def missing(seen: Snapshot) -> list[Step]:
-        rules = wanted.host_rules(settings, exposed, (seen.ssh_port,))
+        rules = wanted.host_rules(settings, exposed, (seen.ssh_port,), vpn)
         for each in notices(settings, rules, seen):
             report.notice(each)
-        return steps(settings, exposed, seen)
+        return steps(settings, exposed, seen, vpn)
 
     yield from converge(missing, _GUARD)
 
 
 @deploy("firewall")
-def provision(settings: Settings, exposed: Iterable[Exposed]) -> None:
+def provision(settings: Settings, exposed: Iterable[Exposed], vpn: Vpn | None = None) -> None:
     """The whole stage."""
     if settings.firewall:
-        firewall(name="ufw", settings=settings, exposed=tuple(exposed))
+        firewall(name="ufw", settings=settings, exposed=tuple(exposed), vpn=vpn)
         units.running(name="ufw at boot", unit=UNIT)

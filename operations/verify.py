@@ -38,7 +38,7 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *users.steps(settings, seen),
         *apt.install_steps(totp.packages(settings), seen),
         *ssh.steps(settings, seen, factors=wanted.factors),
-        *(ufw.steps(settings, wanted.stack.exposed_ports, seen) if settings.firewall else ()),
+        *(ufw.steps(settings, wanted.stack.exposed_ports, seen, wanted.vpn) if settings.firewall else ()),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
         *compose.steps(wanted, seen),

@@ -15,7 +15,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from mediahost.config import Settings
+from mediahost.render import forwarding
 from mediahost.resources import FirewallRule
+from mediahost.vpn import Vpn
 
 CHAIN = "MEDIAHOST-DOCKER"
 INIT_PATH = "/etc/ufw/after.init"
@@ -49,10 +51,13 @@ class Exposed(Protocol):
     def service(self) -> str: ...
 
 
-def host_rules(settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterable[int]) -> tuple[FirewallRule, ...]:
+def host_rules(
+    settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterable[int], vpn: Vpn | None = None
+) -> tuple[FirewallRule, ...]:
     """UFW rules, SSH first: it must be open before the firewall is switched on.
 
-    `ssh_ports` holds the wanted port and the one the present connection uses, so that neither is closed.
+    `ssh_ports` holds the wanted port and the one the present connection uses, so that neither is closed. `vpn` asks
+    for nothing but what must leave where `firewall_outbound` shuts the host.
     """
     rules = [
         FirewallRule(str(port), "tcp", source, comment=f"{COMMENT} ssh")
@@ -69,11 +74,11 @@ def host_rules(settings: Settings, exposed: Iterable[Exposed], ssh_ports: Iterab
                 comment=f"{COMMENT} {extra.get('comment', 'extra')}",
             )
         )
-    rules += _outbound_rules(settings)
+    rules += _outbound_rules(settings, vpn)
     return tuple(dict.fromkeys(rules))
 
 
-def _outbound_rules(settings: Settings) -> list[FirewallRule]:
+def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
     """What may leave the host when nothing else may. Answers and loopback pass by UFW's own before.rules."""
     if settings.firewall_outbound == "allow":
         return []
@@ -81,6 +86,12 @@ def _outbound_rules(settings: Settings) -> list[FirewallRule]:
     allowed += [(str(port), "tcp", "any", "packages and images") for port in _download_ports(settings)]
     # docker-proxy and health checks reach containers from the host itself.
     allowed += [("any", "any", str(pool["base"]), "containers") for pool in settings.docker_address_pools]
+    if vpn is not None:
+        allowed.append(("any", "any", vpn.subnet, "containers"))
+    if vpn is not None and vpn.mode == "host":
+        allowed.append((str(vpn.tunnel.endpoint_port), "udp", vpn.tunnel.endpoint, "vpn"))
+        if vpn.forwarding == "nat-pmp":
+            allowed.append(("5351", "udp", forwarding.gateway(vpn), "vpn"))  # RFC 6886
     allowed += [
         (
             str(extra["port"]),

@@ -488,6 +488,20 @@ def test_a_port_that_changes_while_it_runs_is_not_overruled_at_each_start(mode: 
     assert "TORRENTING_PORT" not in body("qbittorrent", mode, vpn_port_forwarding="nat-pmp")["environment"]
 
 
+def leaving(mode: str, **data: Any) -> set[tuple[str, str, str]]:
+    read = config.read("nas", given_data(mode, firewall_outbound="deny", **data))
+    rules = firewall.host_rules(read, (), (22,), stack(mode, **data).vpn)
+    return {(rule.port, rule.protocol, rule.source) for rule in rules if rule.direction == "out"}
+
+
+def test_a_host_from_which_nothing_may_leave_still_lets_its_tunnel_and_its_containers_answers_through() -> None:
+    endpoint = ("51820", "udp", "198.51.100.7")
+    assert {endpoint, ("any", "any", "172.29.29.0/24")} <= leaving("host")
+    assert endpoint not in leaving("container"), "Gluetun's packets are forwarded, they do not leave the host's own"
+    assert ("any", "any", "172.29.29.0/24") in leaving("container")
+    assert leaving("host", vpn_port_forwarding="nat-pmp") - leaving("host") == {("5351", "udp", "10.2.0.1")}
+
+
 # --- mode container
 
 
