@@ -154,6 +154,12 @@ class Snapshot:
     """What `sshd -T -C` says by probe; empty where no file has a Match block."""
     sshd_match_files: dict[str, str] = field(default_factory=dict)
     """Content of each file with a Match block."""
+    sshd_login: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What `sshd -T -C` says of the present login; empty where no file has a Match block."""
+    login_groups: frozenset[str] = frozenset()
+    """All groups of `ssh_user`; read only where sshd's files allow or deny groups."""
+    login_keys: bool = True
+    """Whether any file in which sshd would look for the keys of `ssh_user` has something in it."""
     ssh_algorithms: dict[str, frozenset[str]] = field(default_factory=dict)
     """Names by the kind that `ssh -Q` takes."""
     short_groups: int = 0
@@ -300,13 +306,33 @@ section sysctls
 [ -z "$SYSCTLS" ] || grep -s '' $SYSCTLS /dev/null
 end sysctls
 
+section connection
+# sudo drops SSH_CONNECTION; an ancestor of this shell still has it
+pid=$$ ancestors=
+while [ "$pid" -gt 1 ]; do
+  ancestors="$ancestors /proc/$pid/environ"
+  read -r stat <"/proc/$pid/stat"
+  set -- ${stat##*) }
+  pid=$2
+done
+found=$(grep -shzm1 '^SSH_CONNECTION=' $ancestors /dev/null | tr '\0' '\n')
+found=${found%%"
+"*}
+found=${found#*=}
+login=${SUDO_USER:-${LOGNAME:-${USER:-}}}
+printf '%s\n' "$found" "$login"
+end connection
+
 section sshd
+settings=
 if have sshd; then
-  sshd -T 2>&1
+  settings=$(sshd -T 2>&1)
+  printf '%s\n' "$settings"
 fi
 end sshd
 
 section match
+matching=
 if have sshd; then
   matching=$(grep -slEi '^[[:space:]]*match[[:space:]]' /etc/ssh/sshd_config /etc/ssh/sshd_config.d/*.conf)
   bodies $matching
@@ -316,6 +342,41 @@ if have sshd; then
   done
 fi
 end match
+
+# What sshd would say to the login that this connection is, if it read its files now.
+section login
+case $login in ''|[+-]*|*[!A-Za-z0-9_.@+-]*) found= ;; esac
+if [ -n "$found" ] && [ -n "$settings" ]; then
+  set -- $found
+  if [ -n "$matching" ]; then
+    settings=$(sshd -T -C "user=$login,host=$1,addr=$1,laddr=$3,lport=$4" 2>&1)
+    printf '%s\n' "$settings"
+  fi
+  line='
+'
+  case $settings in *"${line}allowgroups "*|*"${line}denygroups "*) printf '#groups %s\n' "$(id -Gn "$login")" ;; esac
+  case $settings in
+    *"${line}authorizedkeysfile "*)
+      eval "home=~$login"
+      settings=${settings#*"${line}authorizedkeysfile "}
+      keys=no
+      for file in ${settings%%"$line"*}; do
+        while :; do
+          case $file in
+            *%u*) file=${file%%"%u"*}$login${file#*"%u"} ;;
+            *%h*) file=${file%%"%h"*}$home${file#*"%h"} ;;
+            *%*) keys=unknown; break ;;
+            *) break ;;
+          esac
+        done
+        case $file in /*) ;; *) file=$home/$file ;; esac
+        [ ! -s "$file" ] || keys=yes
+      done
+      printf '#keys %s\n' "$keys"
+      ;;
+  esac
+fi
+end login
 
 section algorithms
 if have sshd && have ssh; then
@@ -399,22 +460,6 @@ for file in armed done; do
 done
 end rollback
 
-section connection
-# sudo drops SSH_CONNECTION; an ancestor of this shell still has it
-pid=$$ ancestors=
-while [ "$pid" -gt 1 ]; do
-  ancestors="$ancestors /proc/$pid/environ"
-  read -r stat <"/proc/$pid/stat"
-  set -- ${stat##*) }
-  pid=$2
-done
-found=$(grep -shzm1 '^SSH_CONNECTION=' $ancestors /dev/null | tr '\0' '\n')
-found=${found%%"
-"*}
-found=${found#*=}
-printf '%s\n' "$found"
-printf '%s\n' "${SUDO_USER:-${LOGNAME:-${USER:-}}}"
-end connection
 """
 
 _SECTIONS = [
@@ -432,8 +477,10 @@ _SECTIONS = [
     "sessions",
     "groups",
     "sysctls",
+    "connection",
     "sshd",
     "match",
+    "login",
     "algorithms",
     "moduli",
     "ufw",
@@ -446,7 +493,6 @@ _SECTIONS = [
     "manifest",
     "lock",
     "rollback",
-    "connection",
 ]
 
 
@@ -514,6 +560,11 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         sshd=_sshd(sections["sshd"]),
         sshd_probes={probe: _sshd(body) for probe, body in _blocks(sections["match"], "#probe ").items()},
         sshd_match_files=_contents([line for line in sections["match"] if line.startswith(("#file ", "|"))]),
+        sshd_login=_sshd([line for line in sections["login"] if not line.startswith("#")]),
+        login_groups=frozenset(
+            name for line in sections["login"] if line.startswith("#groups ") for name in line.split()[1:]
+        ),
+        login_keys="#keys no" not in sections["login"],
         ssh_algorithms={
             kind: frozenset(names) for kind, names in _blocks(sections["algorithms"], "#kind ").items() if names
         },

@@ -7,7 +7,7 @@ this connection came in by. All of that is in the snapshot, so the comparison st
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -269,7 +269,7 @@ def steps(
     """
     refused = [
         *lockout_steps(settings, seen, control),
-        *denied_steps(seen),
+        *denied_steps(settings, seen),
         *totp.refusals(settings, factors, seen, through_ssh=bool(control.algorithms)),
     ]
     if refused:
@@ -300,21 +300,90 @@ def steps(
     return units.steps(UNIT, seen)
 
 
-def denied_steps(seen: Snapshot) -> list[Step]:
-    """Another file that shuts out the account of this run, whether in effect yet or not: no reload must do that.
+def denied_steps(settings: Settings, seen: Snapshot) -> list[Step]:
+    """Other files that shut out the account of this run, whether in effect yet or not: no reload must do that.
 
-    The guard could not mend it: what it puts back would be that file, too.
+    The guard could not mend it: what it puts back would be those files, too. `sshd -T` tells what they come to. Only
+    what our drop-in does not overrule counts: where it has a value of its own, that of a Match block. Of USER@HOST
+    the host is not judged.
     """
-    patterns = " ".join(seen.sshd.get("denyusers", ())).split()
-    denying = [pattern for pattern in patterns if fnmatchcase(seen.ssh_user, pattern.partition("@")[0])]
-    if not denying or not seen.ssh_client:
+    if not seen.ssh_client or not seen.ssh_user:
         return []
-    change = f"sshd: DenyUsers {denying[0]} shuts out {seen.ssh_user}"
+    mine = seen.sshd_login or seen.sshd
+    told = [
+        *_shut_out_by_name(settings, seen, mine),
+        *_shut_out_by_group(seen, mine),
+        *_shut_out_by_method(seen, mine),
+    ]
+    if not told:
+        return []
+    keyword, value = told[0]
     mend = (
-        f"DenyUsers {denying[0]} would shut out {seen.ssh_user}, the account of this run, at sshd's next reload; "
-        "find it with `grep -rni ^denyusers /etc/ssh`, remove that line and run again"
+        f"{keyword} {value} would shut out {seen.ssh_user}, the account of this run, at sshd's next reload; "
+        f"find it with `grep -rniE '^\\s*{keyword}' /etc/ssh`, remove that line and run again"
     )
-    return [Step(change, refusal=mend)]
+    if keyword == "AuthorizedKeysFile":
+        mend = (
+            f"sshd looks for keys in {value}, and {seen.ssh_user}, the account of this run, has none there: the next "
+            "reload would shut it out. Put its public key there, or into ~/.ssh/authorized_keys after removing an "
+            "AuthorizedKeysFile line from /etc/ssh, and run again"
+        )
+    return [Step(f"sshd: {keyword} {value} shuts out {seen.ssh_user}", refusal=mend)]
+
+
+_Told = tuple[str, str]
+
+
+def _shut_out_by_name(settings: Settings, seen: Snapshot, mine: Mapping[str, tuple[str, ...]]) -> Iterator[_Told]:
+    for pattern in _words(mine, "denyusers"):
+        if _matches(seen.ssh_user, pattern.partition("@")[0]):
+            yield "DenyUsers", pattern
+    allowed = _words(mine, "allowusers")
+    # Ours adds the account to the list for everybody, and there is no adding to that of a Match block.
+    adds = wanted.allowed_users(settings, server(settings, seen)) and allowed == _words(seen.sshd, "allowusers")
+    if allowed and not adds and not any(_matches(seen.ssh_user, each.partition("@")[0]) for each in allowed):
+        yield "AllowUsers", " ".join(allowed)
+    # A Match block's: what the drop-in says for everybody is lockout_steps' business.
+    if seen.ssh_user == "root" and _no_by_match(seen, mine, "permitrootlogin"):
+        yield "PermitRootLogin", "no"
+
+
+def _shut_out_by_group(seen: Snapshot, mine: Mapping[str, tuple[str, ...]]) -> Iterator[_Told]:
+    for pattern in _words(mine, "denygroups"):
+        if any(_matches(group, pattern) for group in seen.login_groups):
+            yield "DenyGroups", pattern
+    allowed = _words(mine, "allowgroups")
+    if allowed and not any(_matches(group, pattern) for group in seen.login_groups for pattern in allowed):
+        yield "AllowGroups", " ".join(allowed)
+
+
+def _shut_out_by_method(seen: Snapshot, mine: Mapping[str, tuple[str, ...]]) -> Iterator[_Told]:
+    methods = _words(mine, "authenticationmethods")
+    # Our own block for logins from outside has refusals of its own.
+    ours = [render_totp.METHODS] if wanted.DROP_IN_PATH in seen.sshd_match_files else []
+    if methods and methods != ours and not {"any", "publickey"} & set(methods):
+        yield "AuthenticationMethods", " ".join(methods)
+    if _no_by_match(seen, mine, "pubkeyauthentication"):
+        yield "PubkeyAuthentication", "no"
+    command = " ".join(mine.get("forcecommand", ()))
+    if command not in ("", "none"):
+        yield "ForceCommand", command
+    elsewhere = _words(mine, "authorizedkeyscommand") + _words(mine, "trustedusercakeys")
+    if not seen.login_keys and set(elsewhere) <= {"none"}:
+        yield "AuthorizedKeysFile", " ".join(_words(mine, "authorizedkeysfile"))
+
+
+def _no_by_match(seen: Snapshot, mine: Mapping[str, tuple[str, ...]], keyword: str) -> bool:
+    return _words(mine, keyword) == ["no"] and _words(seen.sshd, keyword) != ["no"]
+
+
+def _words(values: Mapping[str, tuple[str, ...]], keyword: str) -> list[str]:
+    return " ".join(values.get(keyword, ())).split()
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """sshd's patterns (ssh_config(5), PATTERNS) know `*` and `?` only."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def foreign_ports(settings: Settings, seen: Snapshot) -> list[str]:

@@ -184,6 +184,42 @@ def test_files_with_a_match_block_are_read_exactly_and_only_then_sshd_is_asked_a
     assert seen.sshd == {"said": ("-T",)}
 
 
+_KEYS = "mount -t tmpfs none /root; mkdir /root/.ssh; echo key >/root/.ssh/authorized_keys\n"
+_ASKED = "-T -C user=root,host=192.0.2.7,addr=192.0.2.7,laddr=10.0.0.2,lport=2222"
+
+
+@needs_dpkg
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux")
+@pytest.mark.parametrize(
+    ("says", "keys", "groups"),
+    [
+        ("authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2", True, False),
+        ("authorizedkeysfile /etc/keys/%u", False, False),
+        ("authorizedkeysfile none", False, False),
+        ("authorizedkeysfile /none %h/.ssh/authorized_keys", True, False),
+        ("authorizedkeysfile /%u/.ssh/authorized_keys", True, False),
+        ("authorizedkeysfile /etc/keys/%U", True, False),  # not understood, so nothing is concluded
+        ("allowgroups none\nauthorizedkeysfile .ssh/authorized_keys", True, True),
+        ("denygroups none", True, True),
+        ("Bad configuration option: Prot", True, False),
+    ],
+)
+@pytest.mark.parametrize("matches", [True, False])
+def test_what_sshd_would_say_to_this_very_login_is_told(
+    state: Path, says: str, keys: bool, groups: bool, matches: bool
+) -> None:
+    sshd = state.parent / "sshd"
+    sshd.write_text(f"#!/bin/sh\necho \"said $*\"\ncat <<'END'\n{says}\nEND\n")
+    setting = f"{_SSHD}{_KEYS}cat {sshd} >/usr/local/sbin/sshd\n"
+    if not matches:
+        setting += "rm /etc/ssh/sshd_config /etc/ssh/sshd_config.d/x.conf\n"
+    environment = {**os.environ, "SSH_CONNECTION": "192.0.2.7 5555 10.0.0.2 2222", "SUDO_USER": "root"}
+    through_sudo = ("unshare", "-Urm", "sh", "-euc", f"{setting}env -u SSH_CONNECTION sh -s; true")
+    seen = parse(collect(Request(), through_sudo, environment), Request())
+    assert (seen.login_keys, "root" in seen.login_groups) == (keys, groups)
+    assert seen.sshd_login.get("said", ()) == ((_ASKED,) if matches else ())
+
+
 def test_no_file_of_many_lines_is_read_byte_by_byte() -> None:
     """The shell's `read` asks the kernel for every single byte: 5 ms for the manifest of a large host."""
     text = script(Request())
@@ -328,6 +364,12 @@ port 22
 port 2222
 passwordauthentication no
 #end sshd
+#begin login
+port 22
+denyusers bob
+#groups me sudo
+#keys no
+#end login
 #begin match
 #file /etc/ssh/sshd_config.d/99-vendor.conf
 |Match User backup
@@ -446,6 +488,9 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         sysctls={"vm.swappiness": "10", "net.ipv4.ip_local_port_range": "32768\t60999"},
         sshd={"port": ("22", "2222"), "passwordauthentication": ("no",)},
         sshd_probes={"user=root,host=probe,addr=192.0.2.1": {"port": ("22",), "passwordauthentication": ("yes",)}},
+        sshd_login={"port": ("22",), "denyusers": ("bob",)},
+        login_groups=frozenset({"me", "sudo"}),
+        login_keys=False,
         sshd_match_files={
             "/etc/ssh/sshd_config.d/99-vendor.conf": "Match User backup\n  PasswordAuthentication yes\n"
         },

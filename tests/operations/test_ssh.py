@@ -363,7 +363,83 @@ def test_a_server_that_knows_everything_is_what_a_rendering_without_a_host_shows
     assert "KexAlgorithms mlkem768x25519-sha256," in shown_
 
 
-@pytest.mark.parametrize(("denied", "refused"), [("me", True), ("m*", True), ("me@10.0.0.1", True), ("you", False)])
-def test_a_file_that_shuts_out_the_account_of_the_run_is_refused_before_a_reload(denied: str, refused: bool) -> None:
-    seen = Snapshot(ssh_user="me", ssh_client="192.0.2.1", sshd={"denyusers": (denied,)})
-    assert bool(ssh.denied_steps(seen)) is refused
+# --- files of others that shut out this run
+
+
+def shut_out(given: Settings, **differs: Any) -> str:
+    """What is refused of a server as installed with these differences, empty when nothing is."""
+    steps = ssh.steps(given, bare(**differs))
+    return refusal(steps) if any(step.refusal for step in steps) else ""
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "refused"),
+    [
+        ("denyusers", ("debian",), "DenyUsers debian would"),
+        ("denyusers", ("x", "de*@10.0.0.1"), "DenyUsers de*@10.0.0.1 would"),
+        ("denyusers", ("you", "[d]ebian"), ""),
+        ("denygroups", ("x", "su?o"), "DenyGroups su?o would"),
+        ("denygroups", ("others",), ""),
+        ("allowgroups", ("others", "more"), "AllowGroups others more would"),
+        ("allowgroups", ("others", "adm"), ""),
+        ("authenticationmethods", ("publickey,password keyboard-interactive",), "AuthenticationMethods publickey,"),
+        ("authenticationmethods", ("publickey,password publickey",), ""),
+        ("authenticationmethods", ("any",), ""),
+        ("forcecommand", ("/bin/false -x",), "ForceCommand /bin/false -x would"),
+        ("forcecommand", ("none",), ""),
+        # For everybody our drop-in says otherwise.
+        ("pubkeyauthentication", ("no",), ""),
+        ("permitrootlogin", ("no",), ""),
+    ],
+)
+def test_a_file_that_shuts_out_the_account_of_the_run_is_refused_before_anything_is_changed(
+    keyword: str, values: tuple[str, ...], refused: str
+) -> None:
+    found = shut_out(Settings(), sshd={**STOCK, keyword: values}, login_groups=frozenset({"debian", "adm", "sudo"}))
+    assert refused in found
+    assert bool(found) == bool(refused)
+    # A run that does not come through SSH shuts nobody out.
+    assert not shut_out(Settings(), sshd={**STOCK, keyword: values}, ssh_client="")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "user"),
+    [
+        ("PubkeyAuthentication", "no", "debian"),
+        ("PermitRootLogin", "no", "root"),
+        ("AllowUsers", "alice bob", "debian"),
+        ("ForceCommand", "internal-sftp", "debian"),
+    ],
+)
+def test_a_match_block_that_shuts_out_the_account_of_the_run_is_refused_though_our_drop_in_says_otherwise(
+    keyword: str, value: str, user: str
+) -> None:
+    here = {**STOCK, keyword.lower(): (value,)}
+    assert f"{keyword} {value} would shut out {user}" in shut_out(settings(), sshd_login=here, ssh_user=user)
+    assert not shut_out(settings(), sshd_login=STOCK, ssh_user=user)
+
+
+def test_a_list_of_users_for_everybody_is_refused_only_where_ours_does_not_add_the_account() -> None:
+    foreign = {**STOCK, "allowusers": ("alice", "bob")}
+    assert "AllowUsers alice bob would shut out debian" in shut_out(Settings(), sshd=foreign)
+    assert not shut_out(Settings(), sshd=foreign, ssh_user="bob")
+    assert "debian" in wanted.allowed_users(settings(), ssh.server(settings(), bare()))
+    assert not shut_out(settings(), sshd=foreign)
+
+
+def test_an_account_whose_keys_sshd_would_look_for_elsewhere_is_refused() -> None:
+    elsewhere = {**STOCK, "authorizedkeysfile": ("/etc/ssh/keys/%u",)}
+    found = shut_out(Settings(), sshd=elsewhere, login_keys=False)
+    for part in ("/etc/ssh/keys/%u", "debian", "AuthorizedKeysFile"):
+        assert part in found
+    assert not shut_out(Settings(), sshd=elsewhere, login_keys=True)
+    for other in ("authorizedkeyscommand", "trustedusercakeys"):
+        assert not shut_out(Settings(), sshd={**elsewhere, other: ("/etc/x",)}, login_keys=False)
+
+
+def test_our_own_question_for_a_code_that_is_not_in_effect_any_more_is_no_refusal() -> None:
+    asked = {**STOCK, "authenticationmethods": ("publickey,keyboard-interactive:pam",)}
+    ours = {wanted.DROP_IN_PATH: "Match Address *\n"}
+    assert not shut_out(settings(), sshd_login=asked, sshd_match_files=ours)
+    theirs = {"/etc/ssh/sshd_config.d/50-x.conf": "Match Address *\n"}
+    assert "AuthenticationMethods" in shut_out(settings(), sshd_login=asked, sshd_match_files=theirs)
