@@ -14,6 +14,7 @@ _VERBS = {
     "plan": "mediahost.cli.plan",
     "apply": "mediahost.cli.apply",
     "bans": "mediahost.cli.bans",
+    "vpn": "mediahost.cli.vpn",
     "secrets": "mediahost.cli.secrets",
     "lab": "lab.cli",
 }

@@ -41,14 +41,17 @@ def check_exists(inventory: Path) -> None:
         )
 
 
-def host_data(inventory: Path) -> dict[str, dict[str, Any]]:
+def host_data(inventory: Path, limit: str | None = None) -> dict[str, dict[str, Any]]:
     """Host name to merged data, read by pyinfra itself so that groups and overrides count as in a run.
 
-    No host is contacted. Raises `BadInput` when the inventory cannot be read.
+    `limit` names a host or a group. No host is contacted. Raises `BadInput` when the inventory cannot be read.
     """
     check_exists(inventory)
     command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), "debug-inventory", "--json"]
+    command += ["--limit", limit] if limit else []
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if limit and "No host matches found" in result.stderr:
+        return {}
     try:
         listed = json.loads(result.stdout)
     except ValueError:
