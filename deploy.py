@@ -14,6 +14,7 @@ from operations import (
     ufw,
     users,
     verify,
+    vpn,
 )
 
 wanted = run.begin()  # validate: every host, before any is changed
@@ -31,9 +32,11 @@ run.secrets_kept(name="secrets | vault")
 ssh.provision(settings, wanted.factors)
 manifest.pruned(name="manifest | codes no longer asked for", owned=wanted.owned)
 ufw.provision(settings, wanted.stack.exposed_ports, wanted.vpn)
+vpn.provision(wanted)
 docker.provision(settings)
 storage.provision(wanted.directories)
 compose.provision(wanted)
+vpn.finish(wanted)
 fail2ban.provision(wanted)
 hardening.watch(settings)
 verify.provision(wanted)

@@ -9,6 +9,7 @@ things to look at (reference: docs/decisions/one-snapshot.md).
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pyinfra.api import FactBase
+
+from mediahost.render import wall
+from mediahost.vpn import BRIDGE, LINK, TABLE
 
 STATE_DIRECTORY = "/var/lib/mediahost"
 """What mediahost remembers on a host: the manifest of owned files, pending restarts, verified keys."""
@@ -46,6 +50,8 @@ class Request:
     """Logins to ask sshd about where it has Match blocks, as `sshd -T -C` takes them."""
     first_lines: frozenset[str] = frozenset()
     """Files of which the first line is a secret, and what follows is somebody else's."""
+    vpn: frozenset[str] = frozenset()
+    """What of the VPN: its "wall", its "tunnel", and from "inside" the default routes of containers."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -134,6 +140,27 @@ class LockState:
 
 
 @dataclass(frozen=True)
+class VpnState:
+    """The VPN's wall and tunnel in the kernel. Dictionaries are by IP version 4 and 6; 6 is absent without IPv6.
+
+    `rules` are those of the bridge, "PRIORITY RULE"; `routes` those of its table. `recorded` says what was loaded
+    into nftables, as the loader noted it: digest of the file and of the listing then; `listed` is that of now.
+    `link` holds the words of the interface's first line, `addresses` its IPv4 addresses, `peer` what
+    `mediahost.render.wall.peer` gives; all empty without an interface. `inside` maps the ids of running containers
+    to their default routes: gateway, interface.
+    """
+
+    rules: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    routes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    recorded: tuple[str, ...] = ()
+    listed: str = ""
+    link: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    peer: tuple[str, ...] = ()
+    inside: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What one exec saw."""
 
@@ -170,6 +197,7 @@ class Snapshot:
     iptables: tuple[str, ...] = ()
     ip6tables: tuple[str, ...] = ()
     nft_chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    vpn: VpnState = VpnState()
     legacy_rules: int = 0
     """Rules made with iptables-legacy, which iptables-nft does not show."""
     engine_version: str = ""
@@ -421,6 +449,46 @@ if [ -n "$NFT_TABLES" ] && have nft; then
 fi
 end nft
 
+section vpn
+case $VPN in *wall*)
+  for family in 4 6; do
+    [ "$family" = 4 ] || [ -e /proc/net/if_inet6 ] || continue
+    printf '#about ip%s\n' "$family"
+    # one process for both; of a table that is empty it says that there is none
+    ip "-$family" -force -batch - 2>/dev/null <<EOF
+rule list
+route list table $VPN_TABLE
+EOF
+  done
+  printf '#about recorded\n'
+  [ ! -r "$VPN_RECORD" ] || { read -r line <"$VPN_RECORD" && printf '%s\n' "$line"; }
+  printf '#about listed\n'
+  if have nft; then nft -st list table inet "$VPN_NFT" 2>/dev/null | sha256sum; fi
+esac
+case $VPN in *tunnel*)
+  printf '#about link\n'
+  ip address list dev "$VPN_LINK" 2>/dev/null
+  printf '#about peer\n'
+  # The first field of the first line is the private key, the second one of the other lines the preshared key.
+  if have wg; then
+    wg show "$VPN_LINK" dump 2>/dev/null | awk 'NR == 1 { print $2; next } { print $1, $3, $4, $8 }'
+  fi
+esac
+case $VPN in *inside*)
+  printf '#about inside\n'
+  files=
+  # systemd's cgroups, or the engine's own
+  for group in /sys/fs/cgroup/system.slice/docker-*.scope /sys/fs/cgroup/docker/*/; do
+    [ -r "$group/cgroup.procs" ] && read -r pid <"$group/cgroup.procs" && [ "$pid" != 0 ] || continue
+    group=${group%/} group=${group##*/} group=${group#docker-}
+    printf '#container %s %s\n' "$pid" "${group%.scope}"
+    files="$files /proc/$pid/net/route /proc/$pid/net/ipv6_route"
+  done
+  [ -z "$files" ] || awk '$2 == "00000000" && $8 == "00000000" { print FILENAME, $3, $1 }
+    $1 ~ /^0+$/ && $2 == "00" && $NF != "lo" { print FILENAME, $5, $NF }' $files 2>/dev/null
+esac
+end vpn
+
 section engine
 socket=/run/docker.sock
 if [ -S "$socket" ] && have curl; then
@@ -488,6 +556,7 @@ _SECTIONS = [
     "ip6tables",
     "legacy",
     "nft",
+    "vpn",
     "engine",
     "pending",
     "manifest",
@@ -514,6 +583,8 @@ def script(request: Request) -> str:
         f"KEY_USERS={words(request.key_users)}",
         f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
         f"NFT_TABLES={words(request.nft_tables)}",
+        f"VPN={words(request.vpn)} VPN_TABLE={TABLE} VPN_LINK={LINK}",
+        f"VPN_NFT={wall.NFT_TABLE} VPN_RECORD={wall.RECORD_PATH}",
         f"MODULI={words(request.moduli)}",
         f"PROBES={words(request.ssh_probes)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
@@ -584,6 +655,7 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         rollback_armed=rollback.get("armed", ""),
         rolled_back=rollback.get("done", ""),
         nft_chains=_nft_chains(sections["nft"]),
+        vpn=_vpn(_blocks(sections["vpn"], "#about ")),
         ssh_port=_ssh_port(sections["connection"]),
         ssh_client=_ssh_client(sections["connection"]),
         ssh_user=(sections["connection"][1:] or [""])[0],
@@ -781,6 +853,52 @@ def _nft_chains(lines: Sequence[str]) -> dict[str, tuple[str, ...]]:
         elif chain and words:
             chains[chain] = (*chains[chain], " ".join(words))
     return chains
+
+
+def _vpn(about: dict[str, list[str]]) -> VpnState:
+    rules: dict[int, tuple[str, ...]] = {}
+    routes: dict[int, tuple[str, ...]] = {}
+    for family in (4, 6):
+        lines = about.get(f"ip{family}")
+        if lines is None:
+            continue
+        # "100:  from all iif br-vpn [detached] lookup 51820"; routes have no number in front.
+        split = [[word for word in line.split() if word != "[detached]"] for line in lines if line.strip()]
+        found = [" ".join((words[0][:-1], *words[1:])) for words in split if words[0].endswith(":")]
+        rules[family] = tuple(rule for rule in found if f" iif {BRIDGE} " in rule)
+        routes[family] = tuple(" ".join(words) for words in split if not words[0].endswith(":"))
+    link = [line.split() for line in about.get("link", ())]
+    return VpnState(
+        rules=rules,
+        routes=routes,
+        recorded=tuple((about.get("recorded") or [""])[0].split()),
+        listed=(about.get("listed") or [""])[0].split(" ")[0],
+        link=tuple(link[0]) if link else (),
+        addresses=tuple(words[1] for words in link if words[:1] == ["inet"]),
+        peer=tuple(about.get("peer", ())),
+        inside=_inside(about.get("inside", ())),
+    )
+
+
+def _inside(lines: Sequence[str]) -> dict[str, tuple[tuple[str, str], ...]]:
+    containers: dict[str, str] = {}
+    routes: dict[str, tuple[tuple[str, str], ...]] = {}
+    for line in lines:
+        first, second, third = line.split()
+        if first == "#container":
+            containers[second] = third
+            routes[third] = ()
+        else:
+            # /proc/PID/net/route
+            name = containers[first.split("/")[2]]
+            routes[name] = (*routes[name], (_gateway(second), third))
+    return routes
+
+
+def _gateway(hexadecimal: str) -> str:
+    """An address as the kernel's tables print it: IPv4 in the machine's byte order, which is little endian here."""
+    raw = bytes.fromhex(hexadecimal)
+    return str(ipaddress.ip_address(raw[::-1] if len(raw) == 4 else raw))
 
 
 def _ssh_client(lines: Sequence[str]) -> str:

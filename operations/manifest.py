@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pyinfra.api import operation
 
 from facts.snapshot import STATE_DIRECTORY, Snapshot
-from mediahost.render import totp
+from mediahost.render import forwarding, totp, wall
 from mediahost.resources import File
 from operations import files
 from operations.convergence import Step, converge
@@ -25,6 +25,11 @@ _GUARD = Guard(("/etc/ssh", "/etc/sudoers.d", "/etc/pam.d"), SSHD_RELOAD)
 
 # sshd asks for a code until its own stage has told it otherwise: without these nobody would get in from outside.
 _ASKED_FOR = f"{totp.DIRECTORY}/"
+
+# The VPN's wall stands until nobody is left behind it; its own stage removes these.
+_REMOVED_BY_VPN = frozenset(
+    (*wall.PATHS, forwarding.CONFIGURATION_PATH, forwarding.PROGRAM_PATH, forwarding.UNIT_PATH)
+)
 
 
 def _file(owned: Mapping[str, str]) -> File:
@@ -67,6 +72,8 @@ def prune_steps(owned: Mapping[str, str], seen: Snapshot, before_ssh: bool = Fal
     """
     if before_ssh:
         owned = {path: unit for path, unit in seen.manifest.items() if path.startswith(_ASKED_FOR)} | dict(owned)
+    standing = _REMOVED_BY_VPN & seen.paths.keys()
+    owned = {path: unit for path, unit in seen.manifest.items() if path in standing} | dict(owned)
     obsolete = {path: unit for path, unit in seen.manifest.items() if path not in owned}
     if not obsolete:
         return []

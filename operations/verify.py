@@ -13,7 +13,21 @@ from pyinfra.api.state import StateStage
 from facts.snapshot import Request, Snapshot
 from mediahost.render import totp
 from mediahost.wanted import Wanted
-from operations import apt, base, compose, docker, fail2ban, files, hardening, manifest, ssh, storage, ufw, users
+from operations import (
+    apt,
+    base,
+    compose,
+    docker,
+    fail2ban,
+    files,
+    hardening,
+    manifest,
+    ssh,
+    storage,
+    ufw,
+    users,
+    vpn,
+)
 from operations.convergence import Step, converge
 
 
@@ -24,6 +38,7 @@ def request(wanted: Wanted) -> Request:
     watched |= fail2ban.request(settings)
     watched |= files.request(wanted.stack_files, wanted.directories)
     watched |= hardening.request(settings)
+    watched |= vpn.request(wanted)
     watched |= files.request((wanted.proxy_file,) if wanted.proxy_file else ())
     return watched | ufw.request() if settings.firewall else watched
 
@@ -39,9 +54,11 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *apt.install_steps(totp.packages(settings), seen),
         *ssh.steps(settings, seen, factors=wanted.factors),
         *(ufw.steps(settings, wanted.stack.exposed_ports, seen, wanted.vpn) if settings.firewall else ()),
+        *vpn.steps(wanted, seen),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
         *compose.steps(wanted, seen),
+        *vpn.inside_steps(wanted, seen),
         *hardening.watch_steps(settings, seen),
         *fail2ban.steps(wanted, seen),
     ]

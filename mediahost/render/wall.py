@@ -54,7 +54,8 @@ PATHS = (
 )
 """Every path of this module, in the order in which they go: the last one stands for all that is left to do."""
 
-RECORD_PATH = "/run/mediahost-vpn/wall"
+_RUN = "/run/mediahost-vpn"
+RECORD_PATH = f"{_RUN}/wall"
 """SHA-256 of the ruleset that was loaded, and of what `nft -st list table` said of it then."""
 
 MARKED = 0x6D656469
@@ -333,7 +334,7 @@ def _wall_values(vpn: Vpn) -> dict[str, str | int]:
 
 
 def _watch_values(vpn: Vpn) -> dict[str, str | int]:
-    values: dict[str, str | int] = {"WALL": WALL_PATH, "POLL": _POLL, "LINK": ""}
+    values: dict[str, str | int] = {"WALL": WALL_PATH, "LOCK": f"{_RUN}/tunnel.lock", "POLL": _POLL, "LINK": ""}
     if not holds_tunnel(vpn):
         return values
     return values | {

@@ -83,6 +83,9 @@ forwarded() {
 }
 
 load() {
+  mkdir -p "${RECORD%/*}"
+  exec 9>"$RECORD.lock"
+  flock 9
   for family in $families; do
     # First that nothing leaves, then that everything comes here.
     ip "-$family" route replace unreachable default metric "$LAST" table "$TABLE"
@@ -91,7 +94,6 @@ load() {
       ip "-$family" rule add priority "$priority" $rule 2>/dev/null || true
     done
   done
-  mkdir -p "${RECORD%/*}"
   # One transaction: packets meet the old table or the new one.
   { cat "$RULESET" && forwarded; } | nft -f -
   echo "$(digest <"$RULESET") $(listing | digest)" >"$RECORD.new"

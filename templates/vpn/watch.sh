@@ -45,8 +45,9 @@ raise_tunnel() {
   ip -4 route replace default dev "$LINK" metric "$FIRST" table "$TABLE"
 }
 
-settle() {
-  local found result=0
+settle() ( # one at a time: the service and whoever reloads it
+  mkdir -p "${LOCK%/*}" && exec 9>"$LOCK" && flock 9
+  result=0
   if ! found=$("$WALL" check); then
     echo "the wall is mended: ${found//$'\n'/; }"
     "$WALL" load || result=1
@@ -55,8 +56,8 @@ settle() {
     echo "$LINK is brought up"
     raise_tunnel || result=1
   fi
-  return $result
-}
+  exit $result
+)
 
 watch() {
   local status

@@ -26,6 +26,7 @@ from facts.snapshot import (
     UnitState,
     UnreadableSnapshotError,
     UserState,
+    VpnState,
     parse,
     script,
 )
@@ -41,6 +42,7 @@ EVERYTHING = Request(
     first_lines=frozenset({"/etc/passwd", "/etc/nothing-there"}),
     moduli=frozenset({"/etc/ssh/moduli"}),
     ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}),
+    vpn=frozenset({"wall", "tunnel", "inside"}),
 )
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="the collector is for Debian and Ubuntu")
@@ -224,7 +226,7 @@ def test_no_file_of_many_lines_is_read_byte_by_byte() -> None:
     """The shell's `read` asks the kernel for every single byte: 5 ms for the manifest of a large host."""
     text = script(Request())
     assert text.count("read -r line || [") == 1, "one function that prints short files, `show`"
-    assert len(re.findall(r"\bshow ", text)) == 3, "`systemctl show`, the lock and the rollback"
+    assert len(re.findall(r"\bshow ", text)) == 4, "`systemctl show`, `wg show`, the lock and the rollback"
 
 
 @needs_dpkg
@@ -421,6 +423,36 @@ table inet bans {
 \t}
 }
 #end nft
+#begin vpn
+#about ip4
+0:\tfrom all lookup local
+98:\tfrom all fwmark 0x6d656469 iif br-vpn [detached] lookup main
+100:\tfrom all iif br-vpn [detached] lookup 51820
+101:\tfrom all iif br-vpn2 lookup 51820
+32766:\tfrom all lookup main
+default dev wg-vpn scope link metric 10
+unreachable default metric 4294967295
+#about ip6
+100:\tfrom all iif br-vpn lookup 51820
+unreachable default dev lo metric 4294967295 pref medium
+#about recorded
+aa bb
+#about listed
+bb  -
+#about link
+5: wg-vpn: <POINTOPOINT,NOARP,UP,LOWER_UP> mtu 1420 qdisc noqueue
+    link/none
+    inet 10.2.0.2/32 scope global wg-vpn
+       valid_lft forever preferred_lft forever
+#about peer
+OURS
+THEIRS 203.0.113.5:51820 0.0.0.0/0 25
+#about inside
+#container 17 abc
+#container 18 def
+/proc/17/net/route 011D1DAC eth0
+/proc/17/net/ipv6_route fe800000000000000000000000000001 eth1
+#end vpn
 #begin engine
 {"Version":"29.7.0","ApiVersion":"1.54"}
 
@@ -522,6 +554,22 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         pending=frozenset({"ssh.service"}),
         manifest={"/etc/a": "", "/etc/b": "x.service"},
         lock=snapshot.LockState("me@laptop process 7", alive=True),
+        vpn=VpnState(
+            rules={
+                4: ("98 from all fwmark 0x6d656469 iif br-vpn lookup main", "100 from all iif br-vpn lookup 51820"),
+                6: ("100 from all iif br-vpn lookup 51820",),
+            },
+            routes={
+                4: ("default dev wg-vpn scope link metric 10", "unreachable default metric 4294967295"),
+                6: ("unreachable default dev lo metric 4294967295 pref medium",),
+            },
+            recorded=("aa", "bb"),
+            listed="bb",
+            link=("5:", "wg-vpn:", "<POINTOPOINT,NOARP,UP,LOWER_UP>", "mtu", "1420", "qdisc", "noqueue"),
+            addresses=("10.2.0.2/32",),
+            peer=("OURS", "THEIRS 203.0.113.5:51820 0.0.0.0/0 25"),
+            inside={"abc": (("172.29.29.1", "eth0"), ("fe80::1", "eth1")), "def": ()},
+        ),
         rollback_armed="2026-11-21 12:05:30 UTC",
         rolled_back="2026-11-20 09:00:00 UTC",
         legacy_rules=2,
