@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from lab import image
 from lab.machine import Machine
 from tests.lab.home import Home, told
+from tests.lab.keys import key_pair
 from tests.lab.segment import LAN, LAN4
 from tests.lab.test_lockout import logs_in
 
@@ -25,8 +25,7 @@ pytestmark = [
 
 def test_a_removed_administrator_loses_login_and_sudo_and_keeps_his_files(home: Home, tmp_path: Path) -> None:
     machine = home.machine
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "bob")], check=True)
-    bob = {"keys": [str(tmp_path / "bob.pub")], "expires": "2099-01-31"}
+    bob = {"keys": [str(key_pair(tmp_path / "bob"))], "expires": "2099-01-31"}
     admins = {"alice": [f"{image.ssh_key()}.pub"], "bob": bob}
     home.write_inventory(admins=admins)
     home.apply()
@@ -46,8 +45,7 @@ def test_a_removed_administrator_loses_login_and_sudo_and_keeps_his_files(home: 
 
 
 def test_the_account_of_the_runs_is_never_removed(home: Home, tmp_path: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "bob")], check=True)
-    home.write_inventory(ssh_user="alice", admins={"bob": [str(tmp_path / "bob.pub")]})
+    home.write_inventory(ssh_user="alice", admins={"bob": [str(key_pair(tmp_path / "bob"))]})
     result = home.mediahost("apply")
     assert result.returncode == 1, told(result)
     assert "this run logged in as alice" in told(result)

@@ -7,7 +7,6 @@ be the neighbour for whom a `lan` port is open: the positive control of every po
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -17,6 +16,7 @@ import pytest
 from lab.machine import Machine
 from tests.lab.home import Home, told
 from tests.lab.segment import LAN4, LAN6, card
+from tests.lab.waiting import becomes
 
 pytestmark = [
     pytest.mark.lab,
@@ -112,24 +112,26 @@ def _reboot(edge: Home) -> None:
     machine = edge.machine
     boot = machine.run("cat /proc/sys/kernel/random/boot_id").stdout
     machine.run("sudo systemctl --no-block reboot", check=False)
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline:
+
+    def booted_anew() -> bool:
         now = machine.run("cat /proc/sys/kernel/random/boot_id", check=False, connect_seconds=10)
-        if now.returncode == 0 and now.stdout != boot:
-            break
+        return now.returncode == 0 and now.stdout != boot
+
+    assert becomes(booted_anew, limit=900), "it does not reboot"
     machine.wait_until_ready()
     _healthy(edge)
 
 
 def _healthy(edge: Home) -> None:
     """Wait until every container answers again."""
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline:
+    states: list[str] = []
+
+    def healthy() -> bool:
+        nonlocal states
         states = edge.machine.run("sudo docker ps -a --format '{{.Status}}'", check=False).stdout.splitlines()
-        if states and all("(healthy)" in state or "(" not in state for state in states):
-            return
-        time.sleep(1)
-    raise AssertionError(f"not healthy: {states}")
+        return bool(states) and all("(healthy)" in state or "(" not in state for state in states)
+
+    assert becomes(healthy, limit=900), f"not healthy: {states}"
 
 
 EVENTS: dict[str, Callable[[Home], None]] = {
@@ -174,16 +176,18 @@ def test_no_port_opens_to_a_stranger_while_the_host_reboots(edge: Home, stranger
     )
     watch = watch.replace("{4}", host.address4).replace("{6}", host.address6)
     stranger.run(f"nohup bash -c {shlex.quote(watch)} >/dev/null 2>&1 & echo $! >/tmp/watch.pid")
+
+    def opened() -> list[str]:
+        return stranger.run("cat /tmp/opened").stdout.split()
+
     try:
         _reboot(edge)
-        before = len(stranger.run("cat /tmp/opened").stdout.split())
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and len(stranger.run("cat /tmp/opened").stdout.split()) == before:
-            time.sleep(1)
+        before = len(opened())
+        becomes(lambda: len(opened()) != before, limit=300)
     finally:
         stranger.run("kill $(cat /tmp/watch.pid)", check=False)
     # Port 80 was seen open: the watch would have seen the others.
-    assert set(stranger.run("cat /tmp/opened").stdout.split()) == {"80"}
+    assert set(opened()) == {"80"}
 
 
 def connects(stranger: Machine, target: str, port: int, source: str = "") -> bool:
@@ -204,16 +208,6 @@ def fails_to_log_in(stranger: Machine, source: str, target: str, times: int) -> 
             f" -o UserKnownHostsFile=/dev/null nobody{number}@{target} true",
             check=False,
         )
-
-
-def becomes(wanted: Callable[[], bool], limit: float = 120) -> bool:
-    """Whether `wanted` holds before `limit` seconds have passed."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if wanted():
-            return True
-        time.sleep(1)
-    return False
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from lab import faults, inventory, network
 from lab.errors import LabError
 from lab.machine import CommandFailedError, Machine, all_machines
 from lab.network import Packet
+from tests.lab.waiting import becomes
 
 pytestmark = pytest.mark.lab
 
@@ -97,7 +97,7 @@ def test_a_pulled_cable_ends_the_traffic_until_it_is_plugged_again(machine: Mach
     assert _greeting(neighbour, machine.address4) == "SSH-2.0"
     with faults.unplugged(machine):
         assert _greeting(neighbour, machine.address4, limit=5) == ""
-    assert _becomes(lambda: _greeting(neighbour, machine.address4) == "SSH-2.0")
+    assert becomes(lambda: _greeting(neighbour, machine.address4) == "SSH-2.0")
 
 
 def test_a_paused_machine_does_not_answer_and_goes_on_afterwards(machine: Machine) -> None:
@@ -183,15 +183,6 @@ def _greeting(machine: Machine, address: str, limit: int = 30) -> str:
     """The first bytes sshd at `address` says to `machine` (a bare machine has no other server); "" when none."""
     command = f"timeout {limit} bash -c 'head -c 7 </dev/tcp/{address}/22'"
     return machine.run(command, check=False).stdout
-
-
-def _becomes(condition: Callable[[], bool], limit: float = 60) -> bool:
-    """Whether the condition comes true within `limit` seconds."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-    return False
 
 
 def _said(port: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from lab import faults, image
 from lab.machine import Machine
 from lab.network import UPLINK
 from tests.lab.home import Home, told
+from tests.lab.keys import key_pair
+from tests.lab.waiting import becomes
 
 pytestmark = [pytest.mark.lab, pytest.mark.proof("Lock-outs: a fresh login succeeds in the announced time", "edge")]
 
@@ -46,11 +47,7 @@ def logs_in(machine: Machine, user: str = image.USER, seconds: int = 15) -> bool
 
 def comes_back(machine: Machine, within: float) -> bool:
     """Whether a fresh login succeeds before `within` seconds have passed."""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if logs_in(machine):
-            return True
-    return False
+    return becomes(lambda: logs_in(machine), limit=within)
 
 
 def proving(event: dict[str, Any]) -> bool:
@@ -108,8 +105,7 @@ def test_a_key_that_is_not_the_owners_is_told_and_undone(host: Home, tmp_path: P
     """The account of the runs gets another key: the present connection goes on, the next one would not."""
     machine = host.machine
     _alice_runs(host)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
-    host.write_inventory(admins={"alice": [str(tmp_path / "other.pub")]})
+    host.write_inventory(admins={"alice": [str(key_pair(tmp_path / "other"))]})
     result = host.mediahost("apply")
     assert result.returncode == 1, told(result)
     assert "no fresh login after the change" in told(result)
@@ -177,10 +173,7 @@ def test_a_control_side_that_loses_the_network_leaves_a_host_that_comes_back(hos
     assert logs_in(machine)
     told = _undone_on_the_console(machine)
     assert _killed_at_the_proof_then(host, lambda: machine.set_link(UPLINK, up=False))
-    undone_by = time.monotonic() + SECONDS + SLACK
-    while time.monotonic() < undone_by and _undone_on_the_console(machine) == told:
-        time.sleep(1)
-    assert _undone_on_the_console(machine) > told
+    assert becomes(lambda: _undone_on_the_console(machine) > told, limit=SECONDS + SLACK)
     machine.set_link(UPLINK, up=True)
     assert comes_back(machine, within=SLACK)
     assert machine.run("sudo sshd -T | grep -i maxauthtries").stdout.split() == ["maxauthtries", "4"]
