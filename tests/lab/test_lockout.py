@@ -81,6 +81,16 @@ MISTAKES = (
         breaks=f"echo 'DenyUsers {image.USER}' >{FOREIGN}; rm /etc/ssh/sshd_config.d/00-mediahost.conf",
         says="DenyUsers",
     ),
+    Mistake(
+        "a foreign drop-in that allows a group of others only, not yet in effect",
+        breaks=f"echo 'AllowGroups nogroup' >{FOREIGN}; rm /etc/ssh/sshd_config.d/00-mediahost.conf",
+        says="AllowGroups nogroup",
+    ),
+    Mistake(
+        "a foreign Match block that takes the key away from the account of the runs, not yet in effect",
+        breaks=f"printf 'Match User {image.USER}\\nPubkeyAuthentication no\\n' >{FOREIGN}",
+        says="PubkeyAuthentication no",
+    ),
 )
 
 
