@@ -71,6 +71,7 @@ BASE = Root(
     added=tuple((f"usr/local/bin/{applet}", Entry(link="/usr/bin/busybox")) for applet in _APPLETS),
 )
 
+_TUNNEL_ROOT = Root(packages=(*BASE.packages, "iproute2", "nftables", "wireguard-tools"), dropped=BASE.dropped)
 _TORRENT_ROOT = Root(packages=(*BASE.packages, "qbittorrent-nox"), dropped=BASE.dropped)
 
 
@@ -140,6 +141,12 @@ def _linuxserver_stand_in(name: str, port: int, *tags: str) -> Definition:
 
 def _torrent_files() -> dict[str, Entry]:
     return {"config": Entry(), **_program_files("linuxserver.py", "qbittorrent.py")}
+
+
+def _gluetun_files() -> dict[str, Entry]:
+    programs = _program_files("gluetun.py", "gluetun_entrypoint.py", "linuxserver.py", "stand_in.py")
+    entrypoint = Entry(link=f"/{_PROGRAMS}/gluetun_entrypoint.py")
+    return {"gluetun": Entry(), "gluetun-entrypoint": entrypoint, **programs}
 
 
 def _seerr_files() -> dict[str, Entry]:
@@ -237,6 +244,27 @@ DEFINITIONS = (
             "Cmd": ["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"],
             "ExposedPorts": {"80/tcp": {}, "443/tcp": {}, "443/udp": {}, "2019/tcp": {}},
         },
+    ),
+    Definition(
+        repository="docker.io/qmcgaw/gluetun",
+        title="stand-in for gluetun",
+        program="stand-in (the kernel's WireGuard and nftables are real)",
+        stand_in=True,
+        tags=("v3.41.3",),
+        files=_gluetun_files,
+        hidden=("usr/bin/bash", "usr/bin/curl"),
+        config={
+            "Entrypoint": ["/gluetun-entrypoint"],
+            "ExposedPorts": {"8000/tcp": {}, "8388/tcp": {}, "8388/udp": {}, "8888/tcp": {}},
+            "Healthcheck": {
+                "Test": ["CMD-SHELL", "/gluetun-entrypoint healthcheck"],
+                "Interval": 5_000_000_000,
+                "Timeout": 5_000_000_000,
+                "StartPeriod": 10_000_000_000,
+                "Retries": 3,
+            },
+        },
+        root=_TUNNEL_ROOT,
     ),
     Definition(
         repository="docker.io/qmcgaw/ddns-updater",
