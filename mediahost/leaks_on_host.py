@@ -52,7 +52,8 @@ _ARPHRD_NONE = 65534
 # Every probe is smaller; a busy tunnel's packets are not, and need not be read.
 _LONGEST = 300
 
-_SECONDS = 2.0
+# Half of it for the kernel to find a neighbour and send, half for others to ask on.
+_SECONDS = 1.2
 _TUNNEL_BACK_SECONDS = 60
 # Beyond any honest run: then the guardian brings the tunnel back whatever this process does.
 _GUARDIAN_SECONDS = 120
@@ -256,11 +257,11 @@ class Watch:
 
     def __init__(self) -> None:
         """Raises `OSError` without the right to look."""
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        # Of every interface from the start: Python binds such a socket to one interface only.
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         _attach(self._socket)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
         self._socket.setblocking(False)
-        self._socket.bind(("", _ETH_P_ALL))
         self.fileno = self._socket.fileno
         self.missed = 0
 
@@ -298,6 +299,15 @@ def carries(content: bytes, each: Probe) -> bool:
         return content[6] == 6 and content[24:40] == to and content[42:44] == each.port.to_bytes(2, "big")
     start = (content[0] & 15) * 4
     return content[9] == 6 and content[16:20] == to and content[start + 2 : start + 4] == each.port.to_bytes(2, "big")
+
+
+def _is_error(content: bytes) -> bool:
+    """Whether a packet is an ICMP error, which quotes what it is about."""
+    if len(content) < 48:
+        return False
+    if content[0] >> 4 == 4:
+        return content[9] == 1 and content[(content[0] & 15) * 4] in (3, 5, 11)
+    return content[6] == 58 and content[40] < 128
 
 
 def outside(sight: Sight, harmless: frozenset[str]) -> bool:
@@ -436,9 +446,8 @@ class LeakTest:
         for namespace in self.namespaces:
             for address, name in namespace.networks.items():
                 bridge = _bridge(docker(f"/networks/{urllib.parse.quote(name)}"))
-                path = Path(f"/sys/class/net/{bridge}/address")
-                if path.exists():
-                    found[address] = path.read_text().strip()
+                for link in json.loads(run("ip", "-j", "link", "show", "dev", bridge) or "[]"):
+                    found[address] = link["address"]
         return found
 
     def _try_without_tunnel(self) -> None:
@@ -532,6 +541,8 @@ class LeakTest:
             left = sorted({sight.link for sight in mine if outside(sight, self.harmless)})
             through = any(sight.tunnel for sight in [*mine, *(s for s in within if carries(s.content, each))])
             verdict, why = _verdict(each, told.get(each.mark), left, bool(mine), through, controls)
+            if left and all(_is_error(sight.content) for sight in mine if outside(sight, self.harmless)):
+                why += ", quoted in an ICMP error of the host to the forged sender"
             if missed and verdict == SAFE:
                 verdict, why = UNJUDGED, f"{missed} packets were not looked at: the host is too busy"
             self._row(namespace, phase, each.told(), verdict, why)

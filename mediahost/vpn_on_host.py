@@ -381,7 +381,7 @@ def _tunnel(request: dict[str, Any], namespaces: list[Namespace], problems: list
 def tunnel_holder(request: dict[str, Any], namespaces: Sequence[Namespace]) -> tuple[tuple[str, ...], str] | None:
     """(what to put before a command so that it runs where the tunnel is, the interface); None when there is none."""
     if request["mode"] == "host":
-        return ((), request["link"]) if Path(f"/sys/class/net/{request['link']}").exists() else None
+        return ((), request["link"]) if run("ip", "link", "show", "dev", request["link"]) else None
     for namespace in namespaces:
         prefix = ("nsenter", "-t", str(namespace.pid), "-n")
         for link in json.loads(run(*prefix, "ip", "-j", "link", "show") or "[]"):
