@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "docs" / "proof"
 RESULTS = TABLES / "results.json"
-TITLES = {"foundation": "the foundation", "edge": "the edge"}
+TITLES = {"foundation": "the foundation", "edge": "the edge", "vpn": "the VPN"}
 # What the proof is of: a change in any of these makes earlier results void.
 SOURCES = ("deploy.py", "catalog", "facts", "mediahost", "operations", "tests/lab")
 

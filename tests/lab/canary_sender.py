@@ -126,7 +126,7 @@ class Probe:
         if self.how == "icmp":
             return echo_request(self.text(number), number)
         if self.how == "dns":
-            return query(f"{self.marker}-{number}-{os.getpid()}.{self.kind}.test", number)
+            return query(f"{self.marker}-{number}-{os.getpid()}.{self.kind}.example.org", number)
         return self.text(number)
 
     def _is_answer(self, reply: bytes) -> bool:

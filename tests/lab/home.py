@@ -74,16 +74,19 @@ class Home:
         if not (self.repository / "secrets" / "lab.vault").exists():
             self.mediahost("secrets", "init", check=True)
 
-    def mediahost(self, *words: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run `mediahost WORDS INVENTORY` and return what it printed."""
-        command = [sys.executable, "-m", "mediahost.cli", *words, str(self.inventory)]
+    def mediahost(self, *words: str, check: bool = False, typed: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `mediahost WORDS INVENTORY` and return what it printed; `typed` is its standard input."""
+        return self.command(*words, str(self.inventory), check=check, typed=typed)
+
+    def command(self, *words: str, check: bool = False, typed: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `mediahost WORDS`: for commands that take the inventory elsewhere."""
         result = subprocess.run(
-            command,
+            [sys.executable, "-m", "mediahost.cli", *words],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
             text=True,
-            stdin=subprocess.DEVNULL,
+            input=typed,
             timeout=LIMIT,
             check=False,
         )
