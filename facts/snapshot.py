@@ -109,7 +109,7 @@ class UserState:
 
 @dataclass(frozen=True)
 class ContainerState:
-    """A container that carries our label."""
+    """A container that carries our label. `network_mode` is `container:ID` where it shares another's network."""
 
     id: str
     service: str
@@ -119,6 +119,7 @@ class ContainerState:
     health: str
     networks: frozenset[str]
     project: str = ""
+    network_mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -809,6 +810,7 @@ def _containers(lines: Sequence[str]) -> tuple[ContainerState, ...]:
             health=_health(item["Status"]),
             networks=frozenset((item.get("NetworkSettings") or {}).get("Networks") or {}),
             project=item["Labels"].get("com.docker.compose.project", ""),
+            network_mode=(item.get("HostConfig") or {}).get("NetworkMode", ""),
         )
         for item in listed
     )

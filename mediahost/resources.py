@@ -98,10 +98,12 @@ class FirewallRule:
 class Container:
     """A compose service as it should run. `digest` is the value of the `mediahost.hash` label.
 
-    `networks` are the engine's names of the networks it is in; empty where it shares another's.
+    `networks` are the engine's names of the networks it is in; empty where it shares the network namespace of the
+    service `network_of`.
     """
 
     service: str
     image: str
     digest: str
     networks: tuple[str, ...] = ()
+    network_of: str = ""

@@ -47,6 +47,16 @@ def fault(wanted: Container, present: Sequence[ContainerState]) -> str:
     return ""
 
 
+def _network_fault(wanted: Container, present: Sequence[ContainerState], owners: Sequence[ContainerState]) -> str:
+    """What is wrong with the network a container shares; empty when nothing is.
+
+    It is that of one container, not of a service: when the service gets another container, the network is dead.
+    """
+    if wanted.network_of and [each.network_mode for each in present] != [f"container:{each.id}" for each in owners]:
+        return f"does not share the network of {wanted.network_of}"
+    return ""
+
+
 def _names(names: frozenset[str] | Sequence[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
@@ -68,9 +78,19 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
         told = "the Docker engine runs but does not answer; see `systemctl status docker` and restart it"
         return [Step("engine: does not answer", refusal=told)]
     faults = {container.service: fault(container, by_service.get(container.service, [])) for container in wanted}
+    for container in wanted:
+        owner = container.network_of
+        if faults.get(owner):
+            faults[container.service] = faults[container.service] or f"follows {owner}"
+        elif owner and not faults[container.service]:
+            present = by_service.get(container.service, [])
+            faults[container.service] = _network_fault(container, present, by_service.get(owner, []))
     faults = {service: what for service, what in faults.items() if what}
     if not faults:
         return steps
+    # A container that shares another's network is gone before that one is made anew, because it may hold a port that
+    # moves there, and comes after it.
+    followers = [container.service for container in wanted if container.network_of in faults]
     start = [service for service, what in faults.items() if what in ("not there", "exited", "created", "paused")]
     recreate = [service for service in faults if service not in start]
     # Everything is pulled before anything is stopped: a registry that is down must not cost a running service.
@@ -80,13 +100,21 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
         _remove([container])
         for service in recreate
         for container in by_service.get(service, [])
-        if container.project != PROJECT or not container.digest
+        if service not in followers and (container.project != PROJECT or not container.digest)
     ]
     paused = [c.id for service in start for c in by_service.get(service, []) if c.state == "paused"]
     if paused:
         lines.append(f"docker unpause {' '.join(paused)} >/dev/null")
+    lines += [_remove(by_service[service]) for service in followers if service in by_service]
+    sharing = {container.service for container in wanted if container.network_of}
     up = f"{compose} up -d --no-deps --wait --wait-timeout {timeout}"
-    for services, option in ((recreate, " --force-recreate"), (start, "")):
+    for group, option, shares in (
+        (recreate, " --force-recreate", False),
+        (start, "", False),
+        (recreate, " --force-recreate", True),
+        (start, "", True),
+    ):
+        services = [service for service in group if (service in sharing) == shares]
         if services:
             look = f"docker compose -f {stack_root}/compose.yaml logs {services[0]}"
             told = f"not all of {' '.join(services)} became healthy within {timeout} s; look with: {look}"

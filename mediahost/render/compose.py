@@ -75,7 +75,7 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
         body["labels"] = {HASH_LABEL: digest, SERVICE_LABEL: service.name}
         rendered[service.name] = body
         names = tuple(full_names[name] for name in service.networks)
-        containers[service.name] = Container(service.name, service.image, digest, names)
+        containers[service.name] = Container(service.name, service.image, digest, names, service.network_of or "")
         files.extend(own_files)
     rendered = {service.name: rendered[service.name] for service in stack.services}
     document: dict[str, Any] = {"name": stack.name, "services": rendered}

@@ -385,9 +385,66 @@ def test_each_drift_of_a_container_is_told_and_mended(
     sound(steps)
 
 
+OWNER = Container("gluetun", "gluetun:3", "digest", ("mediahost_vpn",))
+SHARER = replace(SONARR, networks=(), network_of="gluetun")
+
+
+def owner(**changes: Any) -> ContainerState:
+    right = {"id": "own", "service": "gluetun", "image": "gluetun:3", "networks": frozenset({"mediahost_vpn"})}
+    return container(**{**right, **changes})
+
+
+def sharer(**changes: Any) -> ContainerState:
+    return container(**{"networks": frozenset(), "network_mode": "container:own", **changes})
+
+
+def shared(*present: ContainerState) -> list[Step]:
+    return compose.container_steps([OWNER, SHARER], "/opt/x", 300, Snapshot(containers=present))
+
+
 def test_a_container_that_shares_anothers_network_is_not_judged_by_its_own() -> None:
-    seen = Snapshot(containers=(container(networks=frozenset()),))
-    assert compose.container_steps([replace(SONARR, networks=())], "/opt/x", 300, seen) == []
+    assert shared(owner(), sharer()) == []
+
+
+def test_a_container_in_the_network_of_one_that_is_gone_is_made_anew() -> None:
+    steps = shared(owner(id="new"), sharer())
+    assert told(steps) == ["service sonarr: does not share the network of gluetun"]
+    assert "--force-recreate sonarr" in commands(steps)
+    assert "gluetun" not in commands(steps).replace("'", "")
+    sound(steps)
+
+
+@pytest.mark.parametrize(
+    "present",
+    [
+        (owner(digest="older"), sharer()),
+        (owner(state="exited"), sharer()),
+        (owner(health="unhealthy"), sharer(state="exited")),
+        (owner(digest="older"), sharer(project="other")),
+    ],
+)
+def test_who_shares_a_network_is_gone_before_its_owner_changes_and_comes_after_it(
+    present: tuple[ContainerState, ...],
+) -> None:
+    steps = shared(*present)
+    text = commands(steps)
+    lines = [line for line in text.splitlines() if line]
+    (removed,) = [number for number, line in enumerate(lines) if "docker rm abc" in line]
+    ups = [number for number, line in enumerate(lines) if " up -d " in line]
+    assert " pull " in lines[0], "pulled before anything is stopped"
+    assert 0 < removed < ups[0]
+    assert "gluetun" in lines[ups[0]]
+    assert "sonarr" in lines[ups[-1]]
+    assert len(ups) == 2
+    sound(steps)
+
+
+def test_a_port_that_moves_to_the_owner_is_free_before_the_owner_starts() -> None:
+    # From the host's tunnel to Gluetun: the client itself still holds what Gluetun is to publish.
+    steps = shared(sharer(network_mode="mediahost_vpn", digest="older"))
+    assert told(steps) == ["service gluetun: not there", "service sonarr: runs with an older definition"]
+    text = commands(steps)
+    assert text.index("docker rm abc") < text.index(" gluetun >/dev/null ||")
 
 
 def test_a_service_that_is_switched_off_loses_its_container_and_nothing_else() -> None:
