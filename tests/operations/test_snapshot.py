@@ -459,7 +459,8 @@ THEIRS 203.0.113.5:51820 0.0.0.0/0 25
 [{"Id":"abc","Names":["/mediahost-sonarr-1"],"Image":"sonarr:4","State":"running","Status":"Up 2 hours (healthy)",\
 "Labels":{"mediahost.service":"sonarr","mediahost.hash":"h","com.docker.compose.project":"mediahost"},\
 "NetworkSettings":{"Networks":{"mediahost_default":{}}}},{"Id":"def","Image":"x","State":"exited",\
-"Status":"Exited (1) 3 minutes ago","Labels":{"mediahost.service":"radarr"},"HostConfig":{"NetworkMode":"container:abc"},\
+"Status":"Exited (1) 3 minutes ago","Labels":{"mediahost.service":"radarr"},\
+"HostConfig":{"NetworkMode":"container:abc"},\
 "NetworkSettings":{"Networks":null}}]
 
 #end engine
