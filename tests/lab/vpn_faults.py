@@ -196,7 +196,12 @@ FAULTS = (
         runs("for i in 1 2 3 4 5 6 7 8 9 10; do ip link delete wg-vpn 2>/dev/null; sleep 2; done; true"),
         modes=HOST,
     ),
-    Fault("tunnel down inside the client", runs(f"docker exec {CLIENT} ip link set tun0 down"), modes=CONTAINER),
+    Fault(
+        "tunnel down inside the client",
+        runs(f"docker exec {CLIENT} ip link set tun0 down"),
+        runs(f"docker restart -t 5 {CLIENT}"),
+        modes=CONTAINER,
+    ),
     Fault("tunnel address removed", runs("ip address flush dev wg-vpn"), modes=HOST),
     Fault("peer removed", runs('wg set wg-vpn peer "$(wg show wg-vpn peers)" remove'), modes=HOST),
     Fault("routes of the tunnel flushed", runs("ip route flush table 51820"), modes=HOST),
