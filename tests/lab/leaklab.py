@@ -407,6 +407,8 @@ class Lab:
             "vpn_mode": self.mode,
             "vpn_services": list(CONFINED),
             "vpn_subnet": SUBNET,
+            # What the lab serves under the names of Docker's packages: Debian's engine, without gw_priority.
+            "docker_version": "5:26.1.*",
         }
 
     @property

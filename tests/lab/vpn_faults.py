@@ -83,11 +83,11 @@ def _out_and_in(lab: Lab) -> None:
 
 
 def _resolver(lines: str) -> Act:
-    """The host asks another name server from now on; containers are made again, as Docker reads it then."""
+    """The host asks another name server from now on. Docker reads it when a container gets its network."""
 
     def act(lab: Lab) -> None:
-        lab.root(f"rm -f /etc/resolv.conf; printf '{lines}' >/etc/resolv.conf")
-        lab.root("systemctl restart docker")
+        lab.root(f"rm -f /etc/resolv.conf; printf '{lines}' >/etc/resolv.conf; systemctl restart docker")
+        lab.root(f"docker restart -t 5 {_service_of_mode(lab)}")
 
     return act
 
@@ -209,6 +209,13 @@ FAULTS = (
     Fault("endpoint moved", _moved, _follow, hold=20),
     Fault("server rebooted", lambda lab: lab.restarted(lab.provider), hold=0),
     Fault("docker restarted", runs("systemctl restart docker")),
+    # Live restore: containers go on without it.
+    Fault(
+        "docker stopped for a while",
+        runs("systemctl stop docker.socket docker"),
+        runs("systemctl start docker.socket docker"),
+        hold=15,
+    ),
     Fault("docker killed", runs("systemctl kill -s KILL docker")),
     Fault(
         "docker and containerd killed",
