@@ -115,6 +115,8 @@ class StackService:
     devices: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     """Name servers instead of the host's."""
+    address: str | None = None
+    """Its address in the tunnel's network; None where Docker may choose."""
     network_of: str | None = None
     """Service whose network namespace this one shares: it then has no networks, and its ports are published there."""
 
@@ -282,7 +284,10 @@ def build_stack(settings: Settings, catalog: Mapping[str, Service], host: str, s
         for choice in choices
     )
     if vpn is not None:
-        services = tuple(_through_tunnel(service, vpn) for service in services)
+        listeners = {
+            choice.service.name for choice in choices if choice.confined and choice.service.forwarded_port_env
+        }
+        services = tuple(_through_tunnel(service, vpn, service.name in listeners) for service in services)
     ddns: list[Mapping[str, Any]] = []
     if "ddns-updater" in chosen:
         for index, entry in enumerate(settings.ddns_settings):
@@ -569,8 +574,11 @@ def _service(
     )
 
 
-def _through_tunnel(service: StackService, vpn: Vpn) -> StackService:
-    """`service` with what the VPN changes: the tunnel's own container, and what is confined to the tunnel."""
+def _through_tunnel(service: StackService, vpn: Vpn, listens: bool) -> StackService:
+    """`service` with what the VPN changes: the tunnel's own container, and what is confined to the tunnel.
+
+    `listens`: peers reach it at the forwarded port.
+    """
     if service.name == CLIENT:
         keys = {"WIREGUARD_PRIVATE_KEY": vpn.tunnel.private_key, "WIREGUARD_PRESHARED_KEY": vpn.tunnel.preshared_key}
         files = tuple(
@@ -591,7 +599,9 @@ def _through_tunnel(service: StackService, vpn: Vpn) -> StackService:
         return service
     if vpn.mode == "container":
         return replace(service, network_of=CLIENT)
-    return replace(service, dns=vpn.dns)
+    # The wall leads the forwarded port there. Nothing is published: that would open it on every address of the host.
+    address = vpn.listener if listens and isinstance(vpn.forwarding, int) else None
+    return replace(service, dns=vpn.dns, address=address)
 
 
 def _owner(service: Service, settings: Settings) -> tuple[int, int]:

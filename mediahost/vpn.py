@@ -6,6 +6,7 @@ Values only. `mediahost.wireguard` reads a provider's file into a `Tunnel`; `med
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,3 +57,11 @@ class Vpn:
     dns: tuple[str, ...]
     forwarding: Literal["off", "nat-pmp"] | int
     services: tuple[str, ...]
+
+    @property
+    def listener(self) -> str:
+        """Address of the container that peers reach at a forwarded port whose number never changes (mode host).
+
+        The subnet's last: Docker gives addresses away from the first one on.
+        """
+        return str(ipaddress.ip_network(self.subnet)[-2])

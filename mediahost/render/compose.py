@@ -187,6 +187,8 @@ def _memberships(service: StackService, sharing: Iterable[StackService], setting
     options: dict[str, dict[str, Any]] = {name: {} for name in service.networks}
     if _knows_gateway_priority(settings):
         options[NETWORK]["gw_priority"] = 1
+    if service.address:
+        options[NETWORK]["ipv4_address"] = service.address
     if aliases and INSIDE in options:
         options[INSIDE]["aliases"] = aliases
     return options

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from mediahost.config import Settings
 from mediahost.render import forwarding
 from mediahost.resources import FirewallRule
-from mediahost.vpn import Vpn
+from mediahost.vpn import BRIDGE, LINK, Vpn
 
 CHAIN = "MEDIAHOST-DOCKER"
 INIT_PATH = "/etc/ufw/after.init"
@@ -138,6 +138,10 @@ def container_rules(settings: Settings, exposed: Iterable[Exposed], version: int
         # What was not sent to a published port is Docker's own business.
         "-m conntrack ! --ctstate DNAT -j RETURN",
     ]
+    if version == 4 and _forwards_ports(settings):
+        # What the wall (mediahost.render.wall) led from the tunnel to a container. Not RETURN: Docker drops what
+        # goes to a port it did not publish, and this one is published to nobody else.
+        rules.append(f"-i {LINK} -o {BRIDGE} -j ACCEPT")
     pools = [str(pool["base"]) for pool in settings.docker_address_pools]
     for port in sorted(exposed, key=lambda item: (item.port, item.protocol)):
         if port.exposure == "localhost":
@@ -150,6 +154,12 @@ def container_rules(settings: Settings, exposed: Iterable[Exposed], version: int
             rules.append(f"{origin}-p {port.protocol} -m conntrack --ctorigdstport {port.port} -j RETURN")
     rules.append("-j DROP")
     return tuple(dict.fromkeys(rules))
+
+
+def _forwards_ports(settings: Settings) -> bool:
+    """Whether peers reach a container through the host's own tunnel."""
+    tunnel_here = settings.vpn_provider != "none" and settings.vpn_mode == "host"
+    return tunnel_here and settings.vpn_port_forwarding != "off"
 
 
 def container_block(settings: Settings, exposed: Iterable[Exposed], version: int) -> str:

@@ -483,6 +483,34 @@ def test_the_torrent_client_listens_on_the_port_it_was_given(mode: str) -> None:
     assert b"Session\\Port=51413" in file.content
 
 
+def test_a_port_that_never_changes_leads_to_an_address_that_never_changes() -> None:
+    network = body("qbittorrent", vpn_port_forwarding=51413)["networks"]["vpn"]
+    vpn = stack(vpn_port_forwarding=51413).vpn
+    assert vpn is not None
+    assert network["ipv4_address"] == vpn.listener == "172.29.29.254"
+    assert "ipv4_address" not in body("qbittorrent")["networks"]["vpn"]
+    assert "ipv4_address" not in body("qbittorrent", vpn_port_forwarding="nat-pmp")["networks"]["vpn"]
+    both = {"vpn_port_forwarding": 51413, "vpn_services": ["qbittorrent", "prowlarr"]}
+    assert "ipv4_address" not in body("prowlarr", **both)["networks"]["vpn"]
+    assert "ipv4_address" not in str(document("container", vpn_port_forwarding=51413))
+
+
+@pytest.mark.parametrize("forwarding", ["nat-pmp", 51413])
+def test_a_forwarded_port_passes_dockers_filter_from_the_tunnel_alone(forwarding: Any) -> None:
+    read = config.read("nas", given_data(vpn_port_forwarding=forwarding))
+    rules = firewall.container_rules(read, stack(vpn_port_forwarding=forwarding).exposed_ports, 4)
+    accepted = "-i wg-vpn -o br-vpn -j ACCEPT"
+    assert rules.index(accepted) < rules.index("-j DROP")
+    assert [rule for rule in rules if "wg-vpn" in rule or "br-vpn" in rule] == [accepted]
+    for other in (
+        config.read("nas", {}),
+        config.read("nas", given_data()),
+        config.read("nas", given_data("container", vpn_port_forwarding=forwarding)),
+    ):
+        assert accepted not in firewall.container_rules(other, (), 4)
+    assert accepted not in firewall.container_rules(read, (), 6)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_port_that_changes_while_it_runs_is_not_overruled_at_each_start(mode: str) -> None:
     assert "TORRENTING_PORT" not in body("qbittorrent", mode, vpn_port_forwarding="nat-pmp")["environment"]
