@@ -62,6 +62,8 @@ PIECES = 4096
 """A GiB of zeros at 64 KiB a second: the client is never done."""
 
 _HERE = Path(__file__).parent
+FORWARDED = "/run/leaklab/forwarded"
+"""On the provider's machine: the port that it forwards, 40000 without the file."""
 _DIRECTORY = "/opt/leaklab"
 _STATE = "/run/leaklab"
 _LIMIT = 900
@@ -151,7 +153,7 @@ def internet_configuration() -> dict[str, Any]:
         "name6": UDP6,
         "nat_pmp": [TUNNEL_DNS],
         "outside": OUTSIDE4,
-        "forwarded": f"{_STATE}/forwarded",
+        "forwarded": FORWARDED,
         "http": [WEB4],
         "peer": [PEER4, 6881],
         "pieces": PIECES,
@@ -469,7 +471,7 @@ class Lab:
     def settle_provider(self) -> None:
         """Take back what a fault did to the provider, and let it forget sessions of a host that was put back."""
         write(self.provider, f"{_DIRECTORY}/wg.conf", server_file(self.keys), "0600")
-        self.at_provider(f"ip link delete wg0 2>/dev/null; rm -f {_STATE}/forwarded; exec {_DIRECTORY}/networks")
+        self.at_provider(f"ip link delete wg0 2>/dev/null; rm -f {FORWARDED}; exec {_DIRECTORY}/networks")
 
     def equip_host(self) -> None:
         """The sender of canaries and the way past the tunnel, on the host under test."""
@@ -499,8 +501,8 @@ class Lab:
         name = f"{vault_folder(self.host.name)}/vpn/{SECRET}"
         self.home.mediahost("secrets", "set", name, check=True, typed=text)
 
-    def add_torrent(self) -> str:
-        """Give qBittorrent something to do for hours, through its own API; what went wrong, in words."""
+    def torrent_client(self, call: str, *words: str) -> str:
+        """What qBittorrent answers to `call` of its API, with further words for curl; after a login of its own."""
         name = f"{vault_folder(self.host.name)}/qbittorrent/password"
         password = self.home.mediahost("secrets", "get", name, check=True).stdout.removesuffix("\n")
         login = f'data-urlencode = "username=admin"\ndata-urlencode = "password={password}"\n'
@@ -509,15 +511,20 @@ class Lab:
         answer = self.host.run(f"{curl} --config - {api}/auth/login", input=login, check=False)
         if answer.stdout.strip() != "Ok.":
             return f"login: {answer.stdout}{answer.stderr}"
+        answer = self.host.run(f"{curl} {' '.join(words)} {api}/{call}; rm -f {jar}", check=False)
+        return f"{answer.stdout}{answer.stderr}"
+
+    def add_torrent(self) -> str:
+        """Give qBittorrent something to do for hours; what went wrong, in words."""
         file = self.keep / "zeros.torrent"
         file.write_bytes(torrent())
         self.host.copy_in(file, "/tmp/zeros.torrent")
         # Plain TCP to the peer: the lab's speaks nothing else. Discovery stays on, it has more ways to leak.
         wishes = shlex.quote('json={"encryption": 2, "bittorrent_protocol": 1}')
-        self.host.run(f"{curl} --data-urlencode {wishes} {api}/app/setPreferences", check=False)
-        answer = self.host.run(f"{curl} -F torrents=@/tmp/zeros.torrent {api}/torrents/add", check=False)
-        self.host.run(f"rm -f {jar} /tmp/zeros.torrent")
-        return "" if answer.stdout.strip() == "Ok." else f"add: {answer.stdout}{answer.stderr}"
+        told = self.torrent_client("app/setPreferences", "--data-urlencode", wishes)
+        answer = self.torrent_client("torrents/add", "-F", "torrents=@/tmp/zeros.torrent")
+        self.host.run("rm -f /tmp/zeros.torrent")
+        return "" if answer.strip() == "Ok." else f"{told} {answer}"
 
     # -- what happens ---------------------------------------------------------------------------------------------
 

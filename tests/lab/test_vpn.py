@@ -19,6 +19,7 @@ from tests.lab import vpn_drifts, vpn_faults
 from tests.lab.conftest import PROVISIONED, MakeMachine
 from tests.lab.home import Home, told
 from tests.lab.leaklab import (
+    FORWARDED,
     NEIGHBOUR4,
     RESUMES_WITHIN,
     TUNNEL_HOST,
@@ -417,6 +418,36 @@ def test_the_tunnel_file_is_imported_by_the_owners_command(lab: Lab) -> None:
     lab.home.command(
         "vpn", "import", inventory, "-", check=True, typed=wireguard_file(lab.keys, lab.provider.address4)
     )
+    assert lab.home.changes() == []
+
+
+def reached_from_the_internet(lab: Lab, port: int) -> bool:
+    """Whether a peer out there can connect to the port that the provider forwards into the tunnel."""
+    script = f"import socket; socket.create_connection(('{TUNNEL_HOST}', {port}), 5, ('{WEB4}', 0))"
+    inside = f"ip netns exec internet python3 -c {shlex.quote(script)} 2>/dev/null && echo connected"
+    return "connected" in lab.at_provider(inside, check=False)
+
+
+@use_proof
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("lab", vpn_faults.BOTH, indirect=True, ids=lambda mode: f"mode {mode}")
+def test_the_forwarded_port_is_followed_and_no_other_is_open(lab: Lab) -> None:
+    lab.home.data["vpn_port_forwarding"] = "nat-pmp"
+    lab.home.write_inventory()
+    lab.home.apply()
+
+    def follows(port: int) -> bool:
+        told = lab.torrent_client("app/preferences")
+        return f'"listen_port":{port}' in told and reached_from_the_internet(lab, port)
+
+    lab.watch()
+    _until(lambda: follows(40000), lab)
+    lab.at_provider(f"echo 40123 >{FORWARDED}")
+    _until(lambda: follows(40123), lab)
+    assert not reached_from_the_internet(lab, 40000)
+    assert not reached_from_the_internet(lab, 8080)
+    lab.flows()
+    assert lab.leaked() == []
     assert lab.home.changes() == []
 
 
