@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import subprocess
 import sys
@@ -48,15 +49,18 @@ def host_data(inventory: Path, limit: str | None = None) -> dict[str, dict[str, 
     """
     check_exists(inventory)
     command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), "debug-inventory", "--json"]
-    command += ["--limit", limit] if limit else []
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if limit and "No host matches found" in result.stderr:
-        return {}
     try:
         listed = json.loads(result.stdout)
     except ValueError:
         raise BadInput(f"{inventory}: pyinfra cannot read it:\n{last_words(result.stderr)}") from None
-    return {item["name"]: item["data"] for item in listed}
+    # This command of pyinfra lists all hosts, whatever its own --limit says.
+    chosen = [item for item in listed if not limit or _matches(item, limit)]
+    return {item["name"]: item["data"] for item in chosen}
+
+
+def _matches(item: dict[str, Any], limit: str) -> bool:
+    return limit in item["groups"] or fnmatch.fnmatchcase(item["name"], limit)
 
 
 def last_words(text: str, lines: int = 12) -> str:

@@ -42,7 +42,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (VaultError, wireguard.WireGuardError, nordvpn.NordVPNError) as error:
+        except (VaultError, nordvpn.NordVPNError) as error:
             raise BadInput(str(error)) from None
 
 
@@ -88,7 +88,10 @@ def import_(inventory: Path, file: Any, limit: str | None) -> None:
     """
     host, data = _one_host(inventory, limit)
     provider = data.get("vpn_provider", "none")
-    loaded = wireguard.load(_text(file), str(provider), _resolve)
+    try:
+        loaded = wireguard.load(_text(file), str(provider), _resolve)
+    except wireguard.WireGuardError as error:
+        raise BadInput(f"{_called(file)}, {error}") from None
     _store(inventory, host, data, loaded.tunnel, loaded.notices)
 
 
@@ -133,9 +136,14 @@ def _hosts(inventory: Path, limit: str | None) -> dict[str, dict[str, Any]]:
     return hosts
 
 
+def _called(file: Any) -> str:
+    name = str(getattr(file, "name", "-"))
+    return "standard input" if name in ("-", "<stdin>") else name
+
+
 def _text(file: Any) -> str:
     """The file's text. Raises `BadInput` for what is none, without showing any of it."""
-    name = "standard input" if file.name in ("-", "<stdin>") else file.name
+    name = _called(file)
     raw: bytes = file.read(_LIMIT + 1)
     if raw.startswith(b"PK\x03\x04"):
         raise BadInput(f"{name}: a zip archive; unpack it, then import the one server's .conf that you choose")
