@@ -8,6 +8,7 @@ Nothing of it can lock anybody out, so no guard is needed: every rule names the 
 from __future__ import annotations
 
 import ipaddress
+import posixpath
 from collections.abc import Sequence
 
 from pyinfra.api import deploy, operation
@@ -72,12 +73,20 @@ def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     return [*apt.install_steps(wall.packages(vpn), seen), *written]
 
 
+def _unit_steps(unit: str, path: str, seen: Snapshot, restart: str, interrupts: str) -> list[Step]:
+    """As `units.steps`; a unit file that systemd has not read, because a run died before, is read."""
+    state = seen.units.get(unit)
+    unread = path in seen.paths and (state is None or state.load == "not-found")
+    found = [Step(f"{unit}: systemd has not read it", _READ_UNITS)] if unread else []
+    return [*found, *units.steps(unit, seen, restart, interrupts)]
+
+
 def wall_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """The wall loaded, as it is on disk, and nothing of it changed by hand since."""
     vpn = _walled(wanted)
     if vpn is None:
         return []
-    found = units.steps(wall.WALL_UNIT, seen, _LOAD, "in one transaction, nothing passes meanwhile")
+    found = _unit_steps(wall.WALL_UNIT, wall.WALL_UNIT_PATH, seen, _LOAD, "at once, nothing passes meanwhile")
     if any(_LOAD in step.command for step in found):
         return found
     different = [Step(change) for change in wall_differences(wanted, vpn, seen)]
@@ -100,7 +109,7 @@ def wall_differences(wanted: Wanted, vpn: Vpn, seen: Snapshot) -> list[str]:
             if present.count(rule) > 1
         ]
         if not any(_is_end(route) for route in state.routes[family]):
-            told.append(f"IPv{family} routing table {TABLE}: does not end in unreachable")
+            told.append(f"IPv{family} routing table {TABLE}: unreachable default at its end is missing")
         told += [
             f"IPv{family} routing table {TABLE}, route {route}: is not ours, is removed"
             for route in state.routes[family]
@@ -133,7 +142,7 @@ def tunnel_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     if wall.holds_tunnel(vpn):
         # What the service would do in a moment, so that this run sees how it ends.
         restart += f"\n{_SETTLE}"
-    found = units.steps(wall.TUNNEL_UNIT, seen, restart, "the tunnel stays up")
+    found = _unit_steps(wall.TUNNEL_UNIT, wall.TUNNEL_UNIT_PATH, seen, restart, "the tunnel stays up")
     if not wall.holds_tunnel(vpn) or any(restart in step.command for step in found):
         return found
     different = [Step(change) for change in tunnel_differences(vpn, seen)]
@@ -157,7 +166,7 @@ def tunnel_differences(vpn: Vpn, seen: Snapshot) -> list[str]:
             f"{LINK}: addresses are {', '.join(state.addresses) or 'none'}, wanted {', '.join(wall.addresses(vpn))}"
         )
     if not any(_is_way(route) for route in state.routes.get(4, ())):
-        told.append(f"IPv4 routing table {TABLE}: no way into the tunnel")
+        told.append(f"IPv4 routing table {TABLE}: default dev {LINK} is missing")
     if " ".join(state.peer) != wall.peer(vpn):
         told.append(f"{LINK}: {_peer_difference(vpn, state.peer)}")
     return told
@@ -195,11 +204,8 @@ def port_unit_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """That unit running with what is on disk."""
     if not forwarding.runs(_walled(wanted), wanted.stack):
         return []
-    unit = seen.units.get(forwarding.UNIT)
-    read = []
-    if forwarding.UNIT_PATH in seen.paths and (unit is None or unit.load == "not-found"):
-        read = [Step(f"{forwarding.UNIT}: systemd has not read it", _READ_UNITS)]
-    return [*read, *units.steps(forwarding.UNIT, seen, interrupts="the forwarded port stays")]
+    restart = f"systemctl restart {forwarding.UNIT}"
+    return _unit_steps(forwarding.UNIT, forwarding.UNIT_PATH, seen, restart, "the forwarded port stays")
 
 
 def _port_off_steps(seen: Snapshot) -> list[Step]:
@@ -240,11 +246,13 @@ for family in -4 -6; do
   ip $family route flush table {TABLE} 2>/dev/null || true
 done
 nft delete table inet {wall.NFT_TABLE} 2>/dev/null || true
-rm -f {wall.RECORD_PATH} {" ".join(path for path in left if path != wall.RULESET_PATH)}
+rm -rf {wall.RUN_DIRECTORY}
+rm -f {" ".join(path for path in left if path != wall.RULESET_PATH)}
 {_READ_UNITS}
 {files.clear_pending(wall.WALL_UNIT)}
 {files.clear_pending(wall.TUNNEL_UNIT)}
-rm -f {wall.RULESET_PATH}"""
+rm -f {wall.RULESET_PATH}
+rmdir {posixpath.dirname(wall.RULESET_PATH)} 2>/dev/null || true"""
     return [Step("VPN: switched off, its tunnel and its wall are removed; the packages stay", command)]
 
 
@@ -281,7 +289,9 @@ def inside_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
         if container.state != "running" or _NETWORK not in container.networks:
             continue
         for gateway, link in seen.vpn.inside.get(container.id, ()):
-            if ipaddress.ip_address(gateway) not in subnet:
+            # Without a gateway it is Gluetun's tunnel.
+            tunnel = gateway == "0.0.0.0" and link.startswith(("tun", "wg"))  # noqa: S104 - a route
+            if not tunnel and ipaddress.ip_address(gateway) not in subnet:
                 told = f"service {container.service}: inside it the default route is {gateway} by {link}"
                 mend = f"docker stop {container.id[:12]}, take it out of every other network, then run again"
                 found.append(Step(told, refusal=f"{told}: it bypasses the tunnel. {mend}"))

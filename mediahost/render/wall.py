@@ -54,8 +54,8 @@ PATHS = (
 )
 """Every path of this module, in the order in which they go: the last one stands for all that is left to do."""
 
-_RUN = "/run/mediahost-vpn"
-RECORD_PATH = f"{_RUN}/wall"
+RUN_DIRECTORY = "/run/mediahost-vpn"
+RECORD_PATH = f"{RUN_DIRECTORY}/wall"
 """SHA-256 of the ruleset that was loaded, and of what `nft -st list table` said of it then."""
 
 MARKED = 0x6D656469
@@ -71,7 +71,7 @@ COUNTERS = {
     "dropped_ipv6": "IPv6",
     "dropped_host": "to this host itself",
     "dropped_inbound": "from outside to the confined containers",
-    "dropped_astray": "with their addresses, by another way",
+    "dropped_astray": "with forged addresses, or with theirs by another way",
 }
 """Named counters of dropped packets, and what each counts. A reload of the table sets them to zero."""
 
@@ -121,7 +121,7 @@ def ruleset(vpn: Vpn, settings: Settings) -> str:
     """
     lan = [block for block in settings.firewall_lan if ipaddress.ip_network(block).version == 4]
     chains = [
-        _chain("answers", "filter", "prerouting", "mangle", _answers(lan)),
+        _chain("arriving", "filter", "prerouting", "mangle", _arriving(vpn, lan)),
         _chain("forward", "filter", "forward", "filter - 10", _forward(vpn)),
         _chain("leaving", "", "", "", _leaving(vpn, lan)),
         _chain("entering", "", "", "", _entering(vpn, lan)),
@@ -148,10 +148,19 @@ def _chain(name: str, kind: str, hook: str, priority: str, found: Iterable[str])
     return f"\tchain {name} {{\n{lines}\t}}\n"
 
 
-def _answers(lan: Iterable[str]) -> list[str]:
-    """Answers to the home network are marked, so that they take the way the question came: nothing else may."""
+def _arriving(vpn: Vpn, lan: Iterable[str]) -> list[str]:
+    """Before a packet of the bridge is routed.
+
+    What it cannot have sent is dropped here: while there is no tunnel, the host would tell its forged sender, who is
+    outside, that there is no way, and quote the packet. Answers to the home network are marked, so that they go the
+    way the question came; nothing else may.
+    """
+    found = [
+        f'iifname "{BRIDGE}" meta nfproto ipv6 counter name "dropped_ipv6" drop',
+        f'iifname "{BRIDGE}" ip saddr != {vpn.subnet} counter name "dropped_astray" drop',
+    ]
     answer = f'iifname "{BRIDGE}" ct direction reply ct state established,related'
-    return [f"{answer} ip daddr {block} meta mark set {MARKED:#x}" for block in lan]
+    return [*found, *(f"{answer} ip daddr {block} meta mark set {MARKED:#x}" for block in lan)]
 
 
 def _forward(vpn: Vpn) -> list[str]:
@@ -161,7 +170,7 @@ def _forward(vpn: Vpn) -> list[str]:
 
 
 def _leaving(vpn: Vpn, lan: Iterable[str]) -> list[str]:
-    found = ['meta nfproto ipv6 counter name "dropped_ipv6" drop', f'oifname "{BRIDGE}" accept']
+    found = [f'oifname "{BRIDGE}" accept']
     if holds_tunnel(vpn):
         found += [f'oifname "{LINK}" {protocol} dport {port} goto names' for protocol, port in _NAME_PORTS]
         found.append(f'oifname "{LINK}" accept')
@@ -334,7 +343,12 @@ def _wall_values(vpn: Vpn) -> dict[str, str | int]:
 
 
 def _watch_values(vpn: Vpn) -> dict[str, str | int]:
-    values: dict[str, str | int] = {"WALL": WALL_PATH, "LOCK": f"{_RUN}/tunnel.lock", "POLL": _POLL, "LINK": ""}
+    values: dict[str, str | int] = {
+        "WALL": WALL_PATH,
+        "LOCK": f"{RUN_DIRECTORY}/tunnel.lock",
+        "POLL": _POLL,
+        "LINK": "",
+    }
     if not holds_tunnel(vpn):
         return values
     return values | {

@@ -85,7 +85,8 @@ forwarded() {
 load() {
   mkdir -p "${RECORD%/*}"
   exec 9>"$RECORD.lock"
-  flock 9
+  # one at a time, but for one that hangs
+  flock -w 10 9 || true
   for family in $families; do
     # First that nothing leaves, then that everything comes here.
     ip "-$family" route replace unreachable default metric "$LAST" table "$TABLE"

@@ -45,8 +45,8 @@ raise_tunnel() {
   ip -4 route replace default dev "$LINK" metric "$FIRST" table "$TABLE"
 }
 
-settle() ( # one at a time: the service and whoever reloads it
-  mkdir -p "${LOCK%/*}" && exec 9>"$LOCK" && flock 9
+settle() ( # one at a time (the service and whoever reloads it), but for one that hangs
+  mkdir -p "${LOCK%/*}" && exec 9>"$LOCK" && flock -w 10 9
   result=0
   if ! found=$("$WALL" check); then
     echo "the wall is mended: ${found//$'\n'/; }"
