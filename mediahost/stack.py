@@ -292,7 +292,7 @@ def build_stack(settings: Settings, catalog: Mapping[str, Service], host: str, s
     if "ddns-updater" in chosen:
         for index, entry in enumerate(settings.ddns_settings):
             ddns.append(_resolved(entry, f"ddns_settings.{index}", host, secret, problems))
-    known = (Network("proxy"), Network("apps"), Network("outbound", isolated=True))
+    known: tuple[Network, ...] = (Network("proxy"), Network("apps"), Network("outbound", isolated=True))
     if vpn is not None:
         # Outside the packets of Gluetun, which make room for the tunnel's own headers, nothing knows of its MTU.
         mtu = vpn.tunnel.mtu if vpn.mode == "host" else None
