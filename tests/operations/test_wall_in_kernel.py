@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from facts.snapshot import Request, Snapshot, parse, script
+from facts.snapshot import PathState, Request, Snapshot, parse, script
 from mediahost import wireguard
 from mediahost.config import read
 from mediahost.render import wall
@@ -489,6 +490,7 @@ def test_each_drift_is_told_and_mended_by_a_reload(host: Host, drift: str, monke
 
 class _Wanted:
     settings = SETTINGS
+    vpn: Vpn | None = VPN
 
 
 def test_the_living_tunnel_is_compared_with_its_configuration(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,6 +512,36 @@ def test_the_living_tunnel_is_compared_with_its_configuration(host: Host, monkey
     assert told() == []
     host.run("ip link delete wg-vpn")
     assert told() == ["wg-vpn: is not there (confined services have no way out until it is)"]
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_switched_off_nothing_is_left_unless_docker_says_that_somebody_is_behind_the_wall(
+    host: Host, empty: bool
+) -> None:
+    (host.root / "bin/systemctl").write_text("#!/bin/sh\n")
+    (host.root / "bin/docker").write_text(f"#!/bin/sh\n[ $2 = inspect ] || exit {int(not empty)}\n")
+    for name in ("systemctl", "docker"):
+        (host.root / "bin" / name).chmod(0o755)
+    off = _Wanted()
+    off.vpn = None
+    paths = dict.fromkeys(wall.PATHS, PathState("file", "644", "0", "0", "root", "root"))
+    (step,) = stage.off_steps(off, Snapshot(paths=paths))  # type: ignore[arg-type]
+    here = re.sub(r"(?<![\w./])/(?=(etc|usr|run|var)/)", f"{host.root}/", step.command)
+    done = host.run(here, check=False)
+    left = [path for path in wall.PATHS if Path(f"{host.root}{path}").exists()]
+    state = host.run(
+        "ip rule; ip -6 rule; ip route show table 51820 2>&1; ip link show; nft list tables", check=False
+    )
+    present = [name for name in ("iif br-vpn", "unreachable", "wg-vpn", wall.NFT_TABLE) if name in state.stdout]
+    if empty:
+        assert (done.returncode, left, present) == (0, [], [])
+        assert not Path(f"{host.root}{wall.RULESET_PATH}").parent.exists()
+        assert host.sends()[1] > 10
+    else:
+        assert done.returncode != 0
+        assert "mediahost_vpn has containers" in done.stderr
+        assert (len(left), len(present)) == (len(wall.PATHS), 4)
+        assert host.sends()[1] == 0
 
 
 def test_the_watch_mends_by_itself_what_is_gone(host: Host) -> None:
