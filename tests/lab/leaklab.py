@@ -309,6 +309,12 @@ if ! ip netns exec neighbour true 2>/dev/null; then
     ip -n neighbour link set neighbour0 up
 fi
 
+# Out of the tunnel there is the internet and nothing else: the customer's own neighbours are not behind it.
+ip route replace table 100 {net4} via 192.0.2.2
+ip route replace table 100 {dns4}/32 via 192.0.2.2
+ip route replace table 100 blackhole default
+ip rule show | grep -q 'iif wg0' || ip rule add priority 100 iif wg0 lookup 100
+
 nft delete table inet fault 2>/dev/null || true
 ip link show wg0 >/dev/null 2>&1 || ip link add wg0 type wireguard
 wg setconf wg0 {directory}/wg.conf

@@ -52,8 +52,8 @@ def provider_runs(script: str) -> Act:
     return lambda lab: lab.at_provider(script)
 
 
-_DEAF = "nft add table inet fault; nft add chain inet fault in '{ type filter hook input priority -300; }'; "
-_DEAF += f"nft add rule inet fault in udp dport {WIREGUARD_PORT} drop"
+_DEAF = "nft add table inet fault; nft add chain inet fault deaf '{ type filter hook input priority -300; }'; "
+_DEAF += f"nft add rule inet fault deaf udp dport {WIREGUARD_PORT} drop"
 _HEARS = "nft delete table inet fault"
 
 

@@ -9,15 +9,19 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from lab.machine import Machine
 from lab.network import Packet
 from mediahost import wireguard
 from mediahost.render import wall
 from tests.lab import canary_sender, canary_servers, leaklab, vpn_drifts, vpn_faults
+from tests.lab.home import Home
 from tests.lab.leaklab import Answers, is_leak, kinds_of, leaks, read_answers, slowest
 
 HOST, PROVIDER = "10.77.0.113", "10.77.0.117"
@@ -279,6 +283,51 @@ def test_each_file_of_the_wall_is_tried_deleted_and_edited() -> None:
     assert len(names) == len(set(names))
     for path in wall.PATHS:
         assert {f"{path} deleted", f"{path} edited"} <= set(names)
+
+
+class Recorder:
+    """A lab without machines: what would be run on them."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.scripts: list[str] = []
+        self.host = self.provider = self.home = self
+        self.address4 = PROVIDER
+        self.stdout = "inet6 2001:db8:77::1"
+
+    def root(self, script: str, check: bool = True) -> str:
+        self.scripts.append(script)
+        return "5:26.1.5-1 5:26.1.6-1"
+
+    at_provider = root
+
+    def run(self, command: str | list[str], **_options: object) -> Recorder:
+        self.scripts.append(command if isinstance(command, str) else "")
+        return self
+
+    def apply_until(self, moment: Callable[[dict[str, str]], bool]) -> bool:
+        assert not moment({"event": "done"})
+        return moment({"event": "change", "operation": "stack | services"})
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        assert hasattr(leaklab.Lab, name) or hasattr(Home, name) or hasattr(Machine, name), name
+        return lambda *_words, **_options: None
+
+
+@pytest.mark.parametrize("mode", vpn_faults.BOTH)
+def test_every_fault_and_control_is_a_script_that_a_shell_reads(mode: str) -> None:
+    recorder = Recorder(mode)
+    acts = [act for fault in vpn_faults.FAULTS for act in (fault.strikes, fault.heals) if mode in fault.modes and act]
+    acts += [control.breaks for control in vpn_faults.CONTROLS if mode in control.modes]
+    for act in acts:
+        # The methods of a lab belong to a real one.
+        if act not in (leaklab.Lab.reboot, leaklab.Lab.power_cut):
+            act(cast(leaklab.Lab, recorder))
+    assert len(recorder.scripts) > 25
+    for script in recorder.scripts:
+        checked = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True, check=False)
+        assert checked.returncode == 0, (script, checked.stderr)
+        assert "{{.State" in script or "{{.Config" in script or "{{" not in script, script
 
 
 @pytest.mark.parametrize("script", [leaklab.NETWORKS, *(drift.breaks for drift in vpn_drifts.DRIFTS)])
