@@ -422,7 +422,8 @@ def test_ipv6_of_the_bridge_goes_nowhere(host: Host) -> None:
 
 def test_in_mode_container_only_the_vpns_server_is_reached(bare: Host) -> None:
     bare.put(replace(VPN, mode="container"))
-    bare.load()
+    bare.settle()
+    assert bare.check() == ""
     bare.run(
         "ip netns exec internet nft 'add rule ip c in udp dport 51820 counter; add chain ip c own; "
         f"add table ip v; add chain ip v in {{ type filter hook prerouting priority raw; }}; "
