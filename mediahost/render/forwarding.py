@@ -111,7 +111,7 @@ def client_environment(vpn: Vpn) -> dict[str, str]:
     """Variables of the Gluetun container (mode container) that let it ask for the port itself."""
     if vpn.mode != "container" or vpn.forwarding != "nat-pmp":
         return {}
-    # With a WireGuard file of its own (provider custom) it must be told whose way of asking to use.
+    # With a WireGuard file of one's own (provider custom) it must be told whose way of asking to use.
     return {"VPN_PORT_FORWARDING": "on", "VPN_PORT_FORWARDING_PROVIDER": "protonvpn"}
 
 
