@@ -101,8 +101,12 @@ def rules(vpn: Vpn, family: int) -> tuple[str, ...]:
 
 
 def addresses(vpn: Vpn) -> tuple[str, ...]:
-    """The tunnel's IPv4 addresses: nothing else goes into it."""
-    return tuple(address for address in vpn.tunnel.addresses if _is_ipv4(address.partition("/")[0]))
+    """The tunnel's IPv4 addresses: nothing else goes into it.
+
+    Each for itself: the provider's prefix would become a route of the host, and might be the home network's.
+    """
+    found = (address.partition("/")[0] for address in vpn.tunnel.addresses)
+    return tuple(f"{address}/32" for address in found if _is_ipv4(address))
 
 
 def peer(vpn: Vpn) -> str:
@@ -244,12 +248,14 @@ def _masquerade(vpn: Vpn) -> list[str]:
 def _forwarded_port(vpn: Vpn) -> list[str]:
     """New connections out of the tunnel reach the forwarded port or nothing.
 
-    The map is filled by `mediahost-vpn-port.service`. A number that never changes may also be published by Docker,
-    whose own translation comes after this chain.
+    The map is filled by `mediahost-vpn-port.service`. A number that never changes leads to an address that never
+    changes, and nobody needs to run for it.
     """
     found = [f'iifname "{LINK}" dnat ip to meta l4proto . th dport map @{forwarding.MAP}']
     if isinstance(vpn.forwarding, int):
-        found += [f'iifname "{LINK}" {protocol} dport {vpn.forwarding} accept' for protocol in ("tcp", "udp")]
+        port = vpn.forwarding
+        target = f"dnat ip to {vpn.listener}:{port}"
+        found += [f'iifname "{LINK}" {protocol} dport {port} {target}' for protocol in ("tcp", "udp")]
     return [*found, f'iifname "{LINK}" counter name "dropped_inbound" drop']
 
 

@@ -26,7 +26,12 @@ LOADED = UnitState("loaded", "active", "exited", "enabled", needs_daemon_reload=
 
 
 def plan(mode: str = "host", **data: Any) -> Wanted:
-    return build("nas", config.read("nas", given_data(mode, **data)), CATALOG, vault(wireguard_file()))
+    return build(
+        "nas",
+        config.read("nas", given_data(mode, **{"vpn_provider": "proton", **data})),
+        CATALOG,
+        vault(wireguard_file()),
+    )
 
 
 def off() -> Wanted:

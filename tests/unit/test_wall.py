@@ -185,6 +185,12 @@ def test_the_tunnels_configuration_is_what_wg_reads() -> None:
     assert wall.peer(VPN) == f"{wireguard.public_key(KEY)} {PEER} 198.51.100.7:51821 0.0.0.0/0 25"
 
 
+def test_the_providers_prefix_becomes_no_route_of_the_host() -> None:
+    vpn = replace(VPN, tunnel=replace(TUNNEL, addresses=("192.168.1.2/16", "fd00::2/64")))
+    assert wall.addresses(vpn) == ("192.168.1.2/32",)
+    assert b"192.168.1.2/16" not in file(wall.WATCH_PATH, vpn).content
+
+
 def test_a_servers_ipv6_address_stands_in_brackets_and_is_no_way_out_of_the_bridge() -> None:
     vpn = replace(VPN, tunnel=replace(TUNNEL, endpoint="2001:db8::7"))
     assert "Endpoint = [2001:db8::7]:51821\n" in wall.configuration(vpn)
