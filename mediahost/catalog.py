@@ -111,8 +111,8 @@ class Secret(_Strict):
 class Volume(_Strict):
     """A directory of the host inside the container."""
 
-    source: Literal["config", "data", "torrents", "media"] = Field(
-        description="config: the service's own directory. data, torrents, media: views of the media tree, "
+    source: Literal["config", "data", "torrents", "usenet", "media"] = Field(
+        description="config: the service's own directory. data, torrents, usenet, media: views of the media tree, "
         "whose container paths the layout decides."
     )
     target: ContainerPath | None = Field(None, description="Container path; for config only.")

@@ -656,7 +656,7 @@ def _mounts(service: Service, settings: Settings) -> tuple[Mount, ...]:
 
 
 def media_views(settings: Settings) -> dict[str, tuple[tuple[str, str], ...]]:
-    """What `data`, `torrents` and `media` volumes are: (host directory, container path) pairs.
+    """What `data`, `torrents`, `usenet` and `media` volumes are: (host directory, container path) pairs.
 
     In the `trash` layout `data` is one mount, because a hardlink cannot cross two mounts even of one file
     system (EXDEV, link(2)). A file has the same path in every container, so no path mapping is needed.
@@ -664,9 +664,11 @@ def media_views(settings: Settings) -> dict[str, tuple[tuple[str, str], ...]]:
     media = (settings.media_root, "/data/media")
     if settings.layout == "trash":
         torrents = (f"{settings.data_root}/torrents", "/data/torrents")
-        return {"data": ((settings.data_root, "/data"),), "torrents": (torrents,), "media": (media,)}
+        usenet = (f"{settings.data_root}/usenet", "/data/usenet")
+        views = {"torrents": (torrents,), "usenet": (usenet,), "media": (media,)}
+        return {"data": ((settings.data_root, "/data"),), **views}
     downloads = (settings.downloads_root, "/data/downloads")
-    return {"data": (media, downloads), "torrents": (downloads,), "media": (media,)}
+    return {"data": (media, downloads), "torrents": (downloads,), "usenet": (downloads,), "media": (media,)}
 
 
 def _networks(choice: Choice, choices: tuple[Choice, ...], settings: Settings) -> tuple[str, ...]:

@@ -139,6 +139,10 @@ def _linuxserver_stand_in(name: str, port: int, *tags: str) -> Definition:
     )
 
 
+def _usenet_files() -> dict[str, Entry]:
+    return {"config": Entry(), **_program_files("linuxserver.py", "sabnzbd.py", "stand_in.py")}
+
+
 def _torrent_files() -> dict[str, Entry]:
     return {"config": Entry(), **_program_files("linuxserver.py", "qbittorrent.py")}
 
@@ -201,6 +205,19 @@ DEFINITIONS = (
     _linuxserver_stand_in("radarr", 7878, "6.2.1.10461-ls308"),
     _linuxserver_stand_in("prowlarr", 9696, "2.5.2.5491-ls155"),
     _linuxserver_stand_in("bazarr", 6767, "v1.6.0-ls360"),
+    Definition(
+        repository="lscr.io/linuxserver/sabnzbd",
+        title="stand-in for sabnzbd",
+        program="stand-in",
+        stand_in=True,
+        tags=("5.0.4-ls263",),
+        files=_usenet_files,
+        config={
+            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/sabnzbd.py"],
+            "ExposedPorts": {"8080/tcp": {}},
+            "Volumes": {"/config": {}},
+        },
+    ),
     Definition(
         repository="lscr.io/linuxserver/qbittorrent",
         title="qBittorrent (Debian's qbittorrent-nox)",

@@ -45,8 +45,10 @@ def qbittorrent_password_hash(password: str, salt: bytes) -> str:
     return f"@ByteArray({base64.b64encode(salt).decode()}:{base64.b64encode(key).decode()})"
 
 
-def download_paths(settings: Settings) -> tuple[str, str]:
-    """(completed, incomplete) as the containers see them."""
+def download_paths(settings: Settings, kind: str = "torrents") -> tuple[str, str]:
+    """(completed, incomplete) of `kind` torrents or usenet, as the containers see them."""
+    if settings.layout == "trash" and kind == "usenet":
+        return "/data/usenet/complete", "/data/usenet/incomplete"
     if settings.layout == "trash":
         return "/data/torrents", "/data/torrents/incomplete"
     return "/data/downloads/complete", "/data/downloads/incomplete"
@@ -155,10 +157,40 @@ def _gluetun(service: StackService, stack: Stack, settings: Settings) -> tuple[F
     return (_file(service, settings, "auth/config.toml", "\n".join(lines) + "\n", once=False),)
 
 
+def _sabnzbd(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    # With a login it does not compare the Host header with a list of names (sabnzbd/interface.py, check_hostname).
+    complete, incomplete = download_paths(settings, "usenet")
+    values = service.secret_values
+    misc = {
+        "port": service.web_port,
+        "username": ADMIN_NAME,
+        "password": f'"{values["password"]}"',
+        "api_key": values["api_key"],
+        "nzb_key": values["nzb_key"],
+        "download_dir": incomplete,
+        "complete_dir": complete,
+        "permissions": "775",
+    }
+    lines = [
+        "__version__ = 19",
+        "__encoding__ = utf-8",
+        "[misc]",
+        *(f"{key} = {value}" for key, value in misc.items()),
+    ]
+    lines.append("[categories]")
+    for number, name in enumerate(("*", *CATEGORIES)):
+        # pp 3: repair, unpack, delete; a number of -100 means "as the category * has it".
+        own = {"name": name, "order": number, "pp": "3" if name == "*" else '""', "script": "Default"}
+        own |= {"dir": '""' if name == "*" else name, "priority": "0" if name == "*" else "-100"}
+        lines += [f"[[{name}]]", *(f"{key} = {value}" for key, value in own.items())]
+    return (_file(service, settings, "sabnzbd.ini", "\n".join(lines) + "\n"),)
+
+
 WRITERS: dict[str, Callable[[StackService, Stack, Settings], tuple[File, ...]]] = {
     "bazarr": _bazarr,
     "ddns-updater": _ddns_updater,
     "gluetun": _gluetun,
     "qbittorrent": _qbittorrent,
+    "sabnzbd": _sabnzbd,
     "seerr": _seerr,
 }

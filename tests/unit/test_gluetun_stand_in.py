@@ -50,7 +50,7 @@ def program() -> Iterator[ModuleType]:
 
 def environment(**data: Any) -> dict[str, str]:
     """What the product gives the container."""
-    read = config.read("nas", {"vpn_provider": "proton", "vpn_mode": "container", **data})
+    read = config.read("nas", {"vpn_provider": "custom", "vpn_mode": "container", **data})
     stack = build_stack(read, load_catalog(), "nas", lambda entry, kind: FILE if "/vpn/" in entry else "k" * 32)
     content = yaml.safe_load(render_compose(stack, read).files[0].content)
     found: dict[str, str] = content["services"]["gluetun"]["environment"]
@@ -211,7 +211,7 @@ def test_the_control_server_tells_nobody_without_the_key_and_only_the_roles_rout
 
 
 def test_the_products_own_control_configuration_is_understood(program: ModuleType, tmp_path: Path) -> None:
-    read = config.read("nas", {"vpn_provider": "proton", "vpn_mode": "container"})
+    read = config.read("nas", {"vpn_provider": "custom", "vpn_mode": "container"})
     stack = build_stack(read, load_catalog(), "nas", lambda entry, kind: FILE if "/vpn/" in entry else "k" * 32)
     (file,) = [file for file in render_compose(stack, read).files if file.path.endswith("config.toml")]
     (tmp_path / "gluetun/auth").mkdir(parents=True)

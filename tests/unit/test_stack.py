@@ -327,7 +327,9 @@ def test_every_service_that_talks_to_another_shares_a_network_with_it() -> None:
     for each in home.services:
         for peer in {*CATALOG[each.name].talks_to, *each.depends_on}:
             other = home.service(peer)
-            assert other is not None
+            if other is None:
+                assert "home" not in CATALOG[peer].selections
+                continue
             assert set(each.networks) & set(other.networks), f"{each.name} cannot reach {peer}"
 
 

@@ -66,7 +66,9 @@ def vault(file: str | None = None) -> Any:
 
 
 def given_data(mode: str = "host", **data: Any) -> dict[str, Any]:
-    return {"vpn_provider": "proton", "vpn_mode": mode, **data}
+    # No provider is refused both ways of getting a port.
+    provider = "proton" if data.get("vpn_port_forwarding") == "nat-pmp" else "custom"
+    return {"vpn_provider": provider, "vpn_mode": mode, **data}
 
 
 def stack(mode: str = "host", file: str | None = None, **data: Any) -> Stack:
@@ -289,7 +291,7 @@ def test_a_vault_without_a_wireguard_file_is_told_with_the_command(provider: str
 def test_a_wrong_file_is_told_in_one_line_and_shows_no_key() -> None:
     wrong = wireguard_file().replace(f"PrivateKey = {PRIVATE}", "PrivateKey = hunter2hunter2")
     (told,) = told_by_vault(wrong)
-    assert told.startswith("nas: vpn_provider = proton: vault entry nas/vpn/wireguard:")
+    assert told.startswith("nas: vpn_provider = custom: vault entry nas/vpn/wireguard:")
     assert "PrivateKey" in told
     assert "\n" not in told
     assert "hunter2" not in told
@@ -528,6 +530,46 @@ def test_a_host_from_which_nothing_may_leave_still_lets_its_tunnel_and_its_conta
     assert endpoint not in leaving("container"), "Gluetun's packets are forwarded, they do not leave the host's own"
     assert ("any", "any", "172.29.29.0/24") in leaving("container")
     assert leaving("host", vpn_port_forwarding="nat-pmp") - leaving("host") == {("5351", "udp", "10.2.0.1")}
+
+
+# --- Usenet
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_download_clients_share_a_tunnel_and_both_are_reached_by_name(mode: str) -> None:
+    services = document(mode, services=["sabnzbd"])["services"]
+    found = stack(mode, services=["sabnzbd"])
+    assert found.vpn is not None
+    assert found.vpn.services == ("qbittorrent", "sabnzbd")
+    assert {"confined", "proxy"} <= set(services["sonarr"]["networks"])
+    if mode == "container":
+        assert services["gluetun"]["networks"]["confined"]["aliases"] == ["qbittorrent", "sabnzbd"]
+        assert {port["target"] for port in services["gluetun"]["ports"]} == {8080, 8081}
+    assert "reverse_proxy sabnzbd:8081" in caddyfile(found, config.read("nas", given_data(mode)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "complete", "incomplete"),
+    [
+        ("trash", "/data/usenet/complete", "/data/usenet/incomplete"),
+        ("split", "/data/downloads/complete", "/data/downloads/incomplete"),
+    ],
+)
+def test_sabnzbd_starts_configured_for_the_layout_and_behind_a_login(
+    layout: str, complete: str, incomplete: str
+) -> None:
+    data = {"services": ["sabnzbd"], "layout": layout}
+    (file,) = [file for file in artefacts(**data).files if file.path.endswith("sabnzbd.ini")]
+    assert (file.once, file.secret, file.mode, file.owner) == (True, True, "0600", "13000")
+    lines = file.content.decode().splitlines()
+    assert {f"complete_dir = {complete}", f"download_dir = {incomplete}", "port = 8081"} <= set(lines)
+    assert {"username = admin", 'password = "value-of-nas-sabnzbd-password"'} <= set(lines)
+    assert "api_key = value-of-nas-sabnzbd-api_key" in lines
+    folders = {
+        mount.target: mount.source for mount in next(s for s in stack(**data).services if s.name == "sabnzbd").mounts
+    }
+    assert any(complete.startswith(target) for target in folders)
+    assert any(incomplete.startswith(target) for target in folders)
 
 
 # --- mode container
