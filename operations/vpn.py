@@ -34,20 +34,19 @@ _READ_UNITS = "systemctl daemon-reload"
 def request(wanted: Wanted) -> Request:
     """What the snapshot must look at for this stage. Without a VPN that is where its files would be."""
     vpn = _walled(wanted)
-    watched = Request(paths=frozenset(_PATHS))
+    watched = Request(
+        paths=frozenset(_PATHS),
+        packages=frozenset(forwarding.packages(wanted.vpn, wanted.stack)),
+        units=frozenset((forwarding.UNIT,) if forwarding.runs(wanted.vpn, wanted.stack) else ()),
+    )
     if vpn is None:
         return watched
-    looked_at = {"wall", "inside"}
-    named = {wall.WALL_UNIT, wall.TUNNEL_UNIT}
-    # Also in mode container: one of the other mode may be left.
-    looked_at.add("tunnel")
-    if forwarding.runs(vpn, wanted.stack):
-        named.add(forwarding.UNIT)
     return watched | Request(
-        packages=frozenset((*wall.packages(vpn), *forwarding.packages(vpn, wanted.stack))),
-        units=frozenset(named),
+        packages=frozenset(wall.packages(vpn)),
+        units=frozenset((wall.WALL_UNIT, wall.TUNNEL_UNIT)),
         sysctls=frozenset((_DISABLE_IPV6,)),
-        vpn=frozenset(looked_at),
+        # The tunnel in mode container as well: one of the other mode may be left.
+        vpn=frozenset(("wall", "tunnel", "inside")),
     )
 
 
@@ -191,18 +190,18 @@ def _peer_difference(vpn: Vpn, present: Sequence[str]) -> str:
 
 def port_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """The unit that follows the forwarded port, or nothing of it."""
-    vpn = _walled(wanted)
-    if vpn is None or not forwarding.runs(vpn, wanted.stack):
+    if not forwarding.runs(wanted.vpn, wanted.stack):
         return _port_off_steps(seen)
+    wanted_files = forwarding.files(wanted.vpn, wanted.settings, wanted.stack)
     return [
-        *apt.install_steps(forwarding.packages(vpn, wanted.stack), seen),
-        *files.steps(forwarding.files(vpn, wanted.settings, wanted.stack), seen, pending=forwarding.UNIT),
+        *apt.install_steps(forwarding.packages(wanted.vpn, wanted.stack), seen),
+        *files.steps(wanted_files, seen, pending=forwarding.UNIT),
     ]
 
 
 def port_unit_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """That unit running with what is on disk."""
-    if not forwarding.runs(_walled(wanted), wanted.stack):
+    if not forwarding.runs(wanted.vpn, wanted.stack):
         return []
     restart = f"systemctl restart {forwarding.UNIT}"
     return _unit_steps(forwarding.UNIT, forwarding.UNIT_PATH, seen, restart, "the forwarded port stays")

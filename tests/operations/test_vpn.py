@@ -236,6 +236,12 @@ def test_switched_off_everything_goes_after_dockers_own_word_that_the_network_is
     sound(steps)
 
 
+def test_without_the_hosts_wall_the_forwarded_port_is_followed_all_the_same() -> None:
+    wanted = plan("container", vpn_killswitch=False, vpn_port_forwarding="nat-pmp")
+    assert vpn.request(wanted).units == {forwarding.UNIT}
+    assert f"{forwarding.UNIT_PATH}: missing" in told(vpn.steps(wanted, Snapshot()))
+
+
 def test_what_is_left_of_a_removal_that_died_is_removed_by_the_next_run() -> None:
     left = {wall.RULESET_PATH: PathState("file", "644", "0", "0", "root", "root")}
     assert told(vpn.steps(off(), Snapshot(paths=left))) == [
