@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,9 +18,16 @@ from typing import Any
 
 import pytest
 
-from mediahost import on_host
+from mediahost import on_host, wireguard
+from mediahost.config import read
+from mediahost.render import wall
+from mediahost.vpn import Vpn
+from tests.unit.test_wireguard import FILES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SETTINGS = read("nas", {"firewall_lan": ["10.0.0.0/24"]})
+TUNNEL = wireguard.read(FILES["proton"])
+VPN = Vpn("proton", "host", True, TUNNEL, "172.29.29.0/24", ("10.2.0.1",), "off", ("qbittorrent",))
 FAR, FAR6, ROUTER = "198.51.100.7", "2001:db8:ffff::7", "10.0.0.1"
 
 _HOST = """
@@ -96,6 +104,8 @@ try:
         within(container, "ip", "addr", "add", "172.30.1.2/24", "dev", "eth1")
         within(container, "ip", "link", "set", "eth1", "up")
         within(container, "ip", "route", "add", "default", "via", "172.30.1.1", "metric", "100")
+    if case["wall"]:
+        subprocess.run(["nft", "-f", "-"], input=case["wall"], text=True, check=True)
     time.sleep(0.3)
     networks = {"172.29.29.2": "mediahost_vpn"} | ({"172.30.1.2": "other"} if case["second"] else {})
     leaks_on_host.confined = lambda request: [Namespace(("qbittorrent",), container, networks)]
@@ -130,7 +140,9 @@ Try = Callable[..., tuple[dict[str, Any], str]]
 def leak_test() -> Try:
     """Runs the whole leak test on a host with or without each part of the routing wall."""
 
-    def tried(rule: bool = True, fallback: bool = True, second: bool = False, down: bool = True) -> Any:
+    def tried(
+        rule: bool = True, fallback: bool = True, second: bool = False, down: bool = True, table: str = ""
+    ) -> Any:
         request = {
             "mode": "host",
             "services": ["qbittorrent"],
@@ -142,7 +154,7 @@ def leak_test() -> Try:
             "far": [FAR, FAR6],
             "near": [],
         }
-        case = json.dumps({"rule": rule, "fallback": fallback, "second": second, "request": request})
+        case = json.dumps({"rule": rule, "fallback": fallback, "second": second, "wall": table, "request": request})
         command = ["unshare", "-nm", sys.executable, "-c", textwrap.dedent(_HOST), case]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -182,6 +194,19 @@ def test_behind_the_routing_wall_nothing_leaks_tunnel_up_or_down(leak_test: Try)
     # The tunnel is as it was, its route too.
     assert told["problems"] == []
     assert "default dev wg-vpn table 51820" in routes
+
+
+@namespaces
+@pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
+def test_behind_the_whole_wall_nothing_leaks_this_host_included(leak_test: Try) -> None:
+    told, _ = leak_test(table=wall.ruleset(VPN, SETTINGS))
+    assert {row["verdict"] for row in told["rows"]} == {"safe", "no way out"}
+    assert {row["phase"] for row in told["rows"]} == {"tunnel up", "tunnel down"}
+    verdicts = {row["probe"]: row["verdict"] for row in told["rows"]}
+    assert verdicts["UDP to this host, 172.29.29.1"] == "safe"
+    assert verdicts[f"forged frame to {FAR} by eth0"] == "safe"
+    assert verdicts[f"DNS question to {ROUTER}"] == "safe"
+    assert told["problems"] == []
 
 
 @namespaces
