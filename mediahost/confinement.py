@@ -57,6 +57,8 @@ def _named(
             mend = "holds the tunnel and cannot be inside it; remove it here"
         elif catalog[name].category == "reverse-proxy":
             mend = "the proxy is reached from outside and serves all the others; remove it here"
+        elif catalog[name].category == "ddns":
+            mend = "would put the tunnel's address into your DNS records; remove it here"
         elif name not in names:
             mend = "does not run on this host; remove it here, or add it to services"
         else:

@@ -193,6 +193,7 @@ def test_name_servers_of_the_settings_win_and_only_those_the_bridge_can_reach_ar
     [
         ({"vpn_services": ["qbitorrent"]}, "vpn_services = qbitorrent: no such service; did you mean qbittorrent?"),
         ({"vpn_services": ["caddy"]}, "vpn_services = caddy: the proxy is reached from outside"),
+        ({"vpn_services": ["ddns-updater"]}, "vpn_services = ddns-updater: would put the tunnel's address into"),
         ({"vpn_services": ["gluetun"]}, "vpn_services = gluetun: holds the tunnel"),
         (
             {"vpn_services": ["bazarr"], "services_disabled": ["bazarr"]},
@@ -328,7 +329,7 @@ DATA = st.fixed_dictionaries(
     {"mode": st.sampled_from(MODES)},
     optional={
         "vpn_services": st.lists(
-            st.sampled_from(["qbittorrent", "prowlarr", "seerr", "ddns-updater", "sonarr"]), min_size=1, unique=True
+            st.sampled_from(["qbittorrent", "prowlarr", "seerr", "bazarr", "sonarr"]), min_size=1, unique=True
         ),
         "services_disabled": st.sampled_from([[], ["caddy"]]),
         "service_overrides": st.dictionaries(
