@@ -1,7 +1,7 @@
 # Brings the tunnel up and watches over it and the wall: what is gone is mended at once when the kernel tells of it,
 # within $POLL seconds else. Values stand above; mediahost/render/wall.py wrote them.
 #   watch   for ever (the service)
-#   settle  once (its reload): new settings reach the living interface
+#   settle  once, whatever it finds (its reload): new settings reach the living interface
 # Bash, because `read` of POSIX has no timeout. Nothing here takes the interface or the wall down.
 set -u
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -16,13 +16,18 @@ addresses() { # of the interface, from what `ip address show` printed on stdin
 }
 
 tunnel_sound() {
-  local state
+  local state endpoint handshake
   state=$(ip address show dev "$LINK" 2>/dev/null) || return 1
   [[ $state == *[\<,]UP[,\>]*" mtu $MTU "* ]] || return 1
   [[ $(addresses <<<"$state") == "$ADDRESSES" ]] || return 1
   [[ $(ip -4 route show table "$TABLE" 2>/dev/null) == *"default dev $LINK "*"metric $FIRST"* ]] || return 1
   # public key and address only
-  [[ $(wg show "$LINK" endpoints) == "$PEER"$'\t'"$ENDPOINT" ]]
+  endpoint=$(wg show "$LINK" endpoints)
+  [[ $endpoint != "$PEER"$'\t'"$ENDPOINT" ]] || return 0
+  # A server that has moved and still talks to us is followed, as WireGuard does: a session lasts three minutes.
+  [[ $endpoint == "$PEER"$'\t'* ]] || return 1
+  handshake=$(wg show "$LINK" latest-handshakes)
+  (($(printf '%(%s)T' -1) - ${handshake##*$'\t'} < 180))
 }
 
 raise_tunnel() {
@@ -45,15 +50,15 @@ raise_tunnel() {
   ip -4 route replace default dev "$LINK" metric "$FIRST" table "$TABLE"
 }
 
-settle() ( # one at a time (the service and whoever reloads it), but for one that hangs
+settle() ( # "always" or "" - one at a time (the service and whoever reloads it), but for one that hangs
   mkdir -p "${LOCK%/*}" && exec 9>"$LOCK" && flock -w 10 9
   result=0
   if ! found=$("$WALL" check); then
     echo "the wall is mended: ${found//$'\n'/; }"
     "$WALL" load || result=1
   fi
-  if [[ -n $LINK ]] && ! tunnel_sound; then
-    echo "$LINK is brought up"
+  if [[ -n $LINK ]] && { [[ $1 == always ]] || ! tunnel_sound; }; then
+    echo "$LINK is brought up with its settings"
     raise_tunnel || result=1
   fi
   exit $result
@@ -63,7 +68,7 @@ watch() {
   local status
   exec 3< <(exec ip monitor link route rule)
   while :; do
-    settle
+    settle ''
     status=0
     read -r -t "$POLL" -u 3 _ || status=$?
     if ((status == 0)); then
@@ -79,7 +84,7 @@ watch() {
 
 case ${1:-watch} in
   watch) watch ;;
-  settle) settle ;;
+  settle) settle always ;;
   *)
     echo "usage: $0 [watch|settle]" >&2
     exit 2

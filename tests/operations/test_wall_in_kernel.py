@@ -123,7 +123,7 @@ with socket.create_server(("0.0.0.0", int(__import__("sys").argv[1]))) as listen
 
 _ASK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1.5) as connection:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=0.7) as connection:
     sys.exit(connection.recv(9) != b"hello")
 """
 
@@ -175,6 +175,10 @@ class Host:
     def settle(self) -> None:
         self.run(f"{self.root}{wall.WATCH_PATH} settle")
 
+    def start_watch(self) -> subprocess.Popen[bytes]:
+        entered = ["nsenter", "-t", str(self.holder.pid), "-U", "-n", "-m", "--preserve-credentials"]
+        return subprocess.Popen([*entered, f"{self.root}{wall.WATCH_PATH}"], stdout=subprocess.DEVNULL)
+
     def check(self) -> str:
         return self.run(f"{self.root}{wall.WALL_PATH} check", check=False).stdout
 
@@ -205,11 +209,19 @@ class Host:
 def bare(tmp_path: Path) -> Iterator[Host]:
     """A host with a container, an uplink and no wall."""
     (tmp_path / "bin").mkdir()
-    said = f"{PEER}\\t{SERVER}:51820\\n"
     dump = f"x\\t{wireguard.public_key(KEY)}\\t1\\toff\\n{PEER}\\tx\\t{SERVER}:51820\\t0.0.0.0/0\\t0\\t0\\t0\\t25\\n"
     (tmp_path / "bin/wg").write_text(
-        f"#!/bin/sh\ncase \"$*\" in *endpoints) printf '{said}' ;; *dump) printf '{dump}' ;; esac\n"
+        f"""#!/bin/sh
+case "$*" in
+  *endpoints) printf '%s\\t%s\\n' {PEER} "$(cat {tmp_path}/endpoint)" ;;
+  *latest-handshakes) printf '%s\\t%s\\n' {PEER} "$(cat {tmp_path}/handshake)" ;;
+  syncconf*) echo {SERVER}:51820 >{tmp_path}/endpoint ;;
+  *dump) printf '{dump}' ;;
+esac
+"""
     )
+    (tmp_path / "endpoint").write_text(f"{SERVER}:51820\n")
+    (tmp_path / "handshake").write_text("0\n")
     (tmp_path / "bin/wg").chmod(0o755)
     ready = tmp_path / "ready"
     holder = subprocess.Popen(["unshare", "-Urnm", "sh", "-c", f"touch {ready}; exec sleep 600"])
@@ -376,6 +388,21 @@ def test_out_of_the_tunnel_only_the_forwarded_port_is_reached_and_a_reload_keeps
     assert host.check() == ""
 
 
+def test_a_number_that_never_changes_is_led_to_the_listener_and_to_nobody_else(host: Host) -> None:
+    vpn = replace(VPN, forwarding=5000)
+    host.put(vpn)
+    host.load()
+    host.run("ip address replace 10.2.0.2/32 dev wg-vpn")
+    listens = "\n".join(f'{host.python("container", _SERVER, port)} & pids="$pids $!"' for port in (5000, 5001))
+    asks = [f"{host.python('far', _ASK, '10.2.0.2', port)} 2>/dev/null && echo {port}; true" for port in (5000, 5001)]
+    every = "\n".join(asks)
+    told = host.run(
+        f"pids=; {listens}; sleep 0.5\n{every}\necho now\n"
+        f"ip -n container address add {vpn.listener}/24 dev eth0\n{every}\nkill $pids"
+    ).stdout
+    assert told.split() == ["now", "5000"]
+
+
 def test_with_their_addresses_nothing_leaves_by_another_bridge_either(host: Host) -> None:
     """Docker made the network anew under another name, say: the rules of the bridge see nothing of it."""
     host.run("ip link set br-vpn down; ip link set br-vpn name br-other; ip link set br-other up")
@@ -515,6 +542,23 @@ def test_the_living_tunnel_is_compared_with_its_configuration(host: Host, monkey
     assert told() == ["wg-vpn: is not there (confined services have no way out until it is)"]
 
 
+@pytest.mark.parametrize(("ago", "followed"), [(5, True), (600, False)])
+def test_a_server_that_moved_is_followed_while_it_talks_and_is_set_back_when_it_is_silent(
+    host: Host, ago: int, followed: bool
+) -> None:
+    (host.root / "endpoint").write_text("203.0.113.9:51820\n")
+    (host.root / "handshake").write_text(f"{int(time.time()) - ago}\n")
+    watch = host.start_watch()
+    try:
+        time.sleep(2)
+        assert (host.root / "endpoint").read_text() == (f"{'203.0.113.9' if followed else SERVER}:51820\n")
+        host.settle()
+        assert (host.root / "endpoint").read_text() == f"{SERVER}:51820\n", "a reload sets it as configured"
+    finally:
+        watch.terminate()
+        watch.wait()
+
+
 @pytest.mark.parametrize("empty", [True, False])
 def test_switched_off_nothing_is_left_unless_docker_says_that_somebody_is_behind_the_wall(
     host: Host, empty: bool
@@ -546,8 +590,7 @@ def test_switched_off_nothing_is_left_unless_docker_says_that_somebody_is_behind
 
 
 def test_the_watch_mends_by_itself_what_is_gone(host: Host) -> None:
-    entered = ["nsenter", "-t", str(host.holder.pid), "-U", "-n", "-m", "--preserve-credentials"]
-    watch = subprocess.Popen([*entered, f"{host.root}{wall.WATCH_PATH}"], stdout=subprocess.DEVNULL)
+    watch = host.start_watch()
     try:
         time.sleep(1)
         for fault, seconds in (
