@@ -26,6 +26,7 @@ import time
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,10 +234,10 @@ def _send_frame(each: Probe, hardware: str) -> None:
 
 
 def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1]))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1]))
     total += data[-1] << 8 if len(data) & 1 else 0
     total = (total & 0xFFFF) + (total >> 16)
-    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return 0xFFFF & ~((total & 0xFFFF) + (total >> 16))
 
 
 # --- looking -------------------------------------------------------------------------------------------------
@@ -480,8 +481,10 @@ class LeakTest:
         chosen = [probe("udp", to) for to in self.around.far if ":" not in to][:1]
         if not chosen:
             return True
-        inside(namespace.pid, lambda: send(chosen, {}))
-        return any(sight.tunnel and carries(sight.content, chosen[0]) for sight in self._look(0.2))
+        watch = self._watch_inside(namespace)
+        inside(namespace.pid, partial(send, chosen, {}))
+        sights = [*self._look(0.2), *(watch.seen() if watch else ())]
+        return any(sight.tunnel and carries(sight.content, chosen[0]) for sight in sights)
 
     def _withdraw(self, phase: str) -> None:
         for row in self.rows:
@@ -512,7 +515,7 @@ class LeakTest:
         wanted = [
             probe(kind, to) for to in (*self.around.far, *self.around.near) for kind in ("tcp", "udp", "icmp", "dns")
         ]
-        told = inside(None, lambda: send(wanted, {})) or {}
+        told = inside(None, partial(send, wanted, {})) or {}
         sights = self._look(_SECONDS / 2)
         found = {}
         for each in wanted:
@@ -530,7 +533,7 @@ class LeakTest:
         controls: dict[tuple[str, str], str],
     ) -> None:
         watch = self._watch_inside(namespace)
-        told: dict[str, str] = inside(namespace.pid, lambda: send(probes, hardware)) or {}
+        told: dict[str, str] = inside(namespace.pid, partial(send, probes, hardware)) or {}
         sights = self._look(_SECONDS / 2)
         within = watch.seen() if watch else []
         missed = sum(each.missed for each in self.watches)
@@ -564,9 +567,9 @@ class LeakTest:
                     continue
                 ear.setblocking(False)
                 sent = [Probe("udp", to, ear.getsockname()[1], probe("udp", to).mark) for _ in range(2)]
-                inside(namespace.pid, lambda sent=sent: send(sent[:1], {}))
+                inside(namespace.pid, partial(send, sent[:1], {}))
                 heard = _heard(ear)
-                inside(None, lambda sent=sent: send(sent[1:], {}))
+                inside(None, partial(send, sent[1:], {}))
                 control = _heard(ear)
             if sent[0].mark in heard:
                 verdict, why = LEAK, "it arrived at this host"

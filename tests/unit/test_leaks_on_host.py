@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,20 @@ try:
     within(container, "ip", "link", "set", "cont0", "name", "eth0")
     within(container, "ip", "addr", "add", "172.29.29.2/24", "dev", "eth0")
     within(container, "ip", "link", "set", "eth0", "up")
-    within(container, "ip", "route", "add", "default", "via", "172.29.29.1")
+    if case["request"]["mode"] == "host":
+        within(container, "ip", "route", "add", "default", "via", "172.29.29.1")
     tunnel = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(tunnel, 0x400454CA, struct.pack("16sH", b"wg-vpn", 0x0001 | 0x1000))
-    ip("addr", "add", "10.2.0.2/32", "dev", "wg-vpn")
-    ip("link", "set", "wg-vpn", "up")
+    if case["request"]["mode"] == "container":
+        # Gluetun's namespace has the tunnel, and a filter of its own, which is left out: the host's wall is tried.
+        ip("link", "set", "wg-vpn", "netns", str(container), "name", "tun0")
+        within(container, "ip", "addr", "add", "10.2.0.2/32", "dev", "tun0")
+        within(container, "ip", "link", "set", "tun0", "up")
+        within(container, "ip", "route", "replace", "default", "dev", "tun0", "metric", "10")
+        within(container, "ip", "route", "add", "default", "via", "172.29.29.1", "metric", "100")
+    else:
+        ip("addr", "add", "10.2.0.2/32", "dev", "wg-vpn")
+        ip("link", "set", "wg-vpn", "up")
     if case["rule"]:
         ip("route", "add", "default", "dev", "wg-vpn", "metric", "10", "table", "51820")
         ip("rule", "add", "priority", "100", "iif", "br-vpn", "lookup", "51820")
@@ -141,10 +151,15 @@ def leak_test() -> Try:
     """Runs the whole leak test on a host with or without each part of the routing wall."""
 
     def tried(
-        rule: bool = True, fallback: bool = True, second: bool = False, down: bool = True, table: str = ""
+        rule: bool = True,
+        fallback: bool = True,
+        second: bool = False,
+        down: bool = True,
+        table: str = "",
+        mode: str = "host",
     ) -> Any:
         request = {
-            "mode": "host",
+            "mode": mode,
             "services": ["qbittorrent"],
             "network": "mediahost_vpn",
             "bridge": "br-vpn",
@@ -233,6 +248,28 @@ def test_a_second_network_is_a_leak_by_that_interface_only(leak_test: Try) -> No
     assert verdicts[f"UDP to {FAR} by eth1"] == "leak"
     assert verdicts[f"UDP to {FAR} by eth0"] == "safe"
     assert any("left by up0" in row["why"] for row in told["rows"])
+
+
+@namespaces
+@pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
+def test_where_a_container_holds_the_tunnel_the_hosts_wall_stops_what_leaves_beside_it(leak_test: Try) -> None:
+    vpn = replace(VPN, mode="container")
+    told, _ = leak_test(rule=False, mode="container", table=wall.ruleset(vpn, SETTINGS))
+    assert {row["verdict"] for row in told["rows"]} == {"safe", "no way out"}, told
+    assert told["problems"] == []
+    up = {row["probe"]: row["why"] for row in told["rows"] if row["phase"] == "tunnel up"}
+    down = {row["probe"]: row["why"] for row in told["rows"] if row["phase"] == "tunnel down"}
+    assert up[f"UDP to {FAR}"] == "through the tunnel"
+    assert up[f"UDP to {FAR} by eth0"] == "stopped"
+    assert down[f"UDP to {FAR}"] == "stopped"
+
+
+@namespaces
+def test_where_a_container_holds_the_tunnel_a_missing_wall_is_found(leak_test: Try) -> None:
+    told, _ = leak_test(rule=False, mode="container")
+    assert _verdicts(told, "tunnel up")[f"UDP to {FAR}"] == "safe"
+    assert _verdicts(told, "tunnel up")[f"UDP to {FAR} by eth0"] == "leak"
+    assert _verdicts(told, "tunnel down")[f"UDP to {FAR}"] == "leak"
 
 
 @namespaces
