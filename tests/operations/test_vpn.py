@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from facts.snapshot import ContainerState, PathState, Snapshot, UnitState, VpnState
 from mediahost import config
 from mediahost.render import forwarding, wall
+from mediahost.secrets import Passphrase, Vault
+from mediahost.stack import vault_folder
 from mediahost.vpn import LINK
 from mediahost.wanted import Wanted, build
 from operations import manifest, verify, vpn
+from tests.operations.test_deploy import PHRASE, Project
 from tests.operations.test_steps import INSTALLED, RUNNING, as_present, commands, refusal, sound, told
 from tests.unit.test_vpn_stack import CATALOG, PRIVATE, SHARED, given_data, vault, wireguard_file
 
@@ -215,6 +219,23 @@ def test_a_unit_that_was_stopped_or_disabled_is_brought_back(unit: str) -> None:
         (replace(RUNNING, enabled="disabled"), f"{unit}: not enabled"),
     ):
         assert told(vpn.steps(wanted, replace(seen, units={**seen.units, unit: state}))) == [change]
+
+
+@pytest.mark.parametrize("mode", ["host", "container"])
+def test_a_plan_raises_the_wall_before_the_stack_and_shows_no_key(tmp_path: Path, mode: str) -> None:
+    project = Project(tmp_path, {"one": {"vpn_provider": "custom", "vpn_mode": mode}})
+    vault = Vault.open(project.vault, Passphrase(PHRASE))
+    vault.set(f"{vault_folder('@fake/one')}/vpn/wireguard", wireguard_file())
+    vault.save()
+    done = project.run("--dry", "-vvv", "--diff", "--debug")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    operations = [event["operation"] for event in project.told("planned")]
+    changes = [event["what"] for event in project.told("planned")]
+    assert f"{wall.RULESET_PATH}: missing" in changes
+    assert operations.index("vpn | files") < operations.index("vpn | wall") < operations.index("stack | services")
+    assert PRIVATE not in output + "".join(changes)
+    assert SHARED not in output + "".join(changes)
 
 
 # --- switched off
