@@ -326,7 +326,7 @@ class Torrent:
             self._refused_until = self.clock() + _PATIENCE
             raise PortError(
                 f"qBittorrent takes neither the vault's key nor its password (it answers {status}): set its password "
-                f"to the vault's (mediahost secrets list); it is asked again in {_PATIENCE // 60} minutes"
+                f"to the vault's (mediahost secrets get); it is asked again in {_PATIENCE // 60} minutes"
             )
 
     def _send(self, where: Container, method: str, path: str, form: dict[str, str] | None) -> tuple[int, str]:
