@@ -5,6 +5,7 @@ from operations import (
     compose,
     docker,
     fail2ban,
+    follow,
     hardening,
     manifest,
     rollback,
@@ -36,6 +37,7 @@ vpn.provision(wanted)
 docker.provision(settings)
 storage.provision(wanted.directories)
 compose.provision(wanted)
+follow.provision(wanted)
 vpn.finish(wanted)
 fail2ban.provision(wanted)
 hardening.watch(settings)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mediahost.catalog import Service
 from mediahost.config import Settings
-from mediahost.render import base, docker, fail2ban, forwarding, hardening, proxy, ssh, totp, users, wall
+from mediahost.render import base, docker, fail2ban, follow, forwarding, hardening, proxy, ssh, totp, users, wall
 from mediahost.render.compose import render_compose
 from mediahost.render.tree import render_tree
 from mediahost.resources import Container, Directory, File
@@ -71,7 +71,11 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
     if timesyncd is not None:
         owned[timesyncd.path] = "systemd-timesyncd.service"
     owned |= hardening.owned(settings)
-    tunnel_files = (*wall.files(stack.vpn, settings), *forwarding.files(stack.vpn, settings, stack))
+    tunnel_files = (
+        *wall.files(stack.vpn, settings),
+        *forwarding.files(stack.vpn, settings, stack),
+        *follow.files(stack.vpn, settings),
+    )
     owned |= dict.fromkeys((file.path for file in tunnel_files), "")
     if settings.docker_source == "docker":
         owned |= {docker.SOURCE_PATH: "", docker.KEYRING_PATH: ""}

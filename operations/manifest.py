@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pyinfra.api import operation
 
 from facts.snapshot import STATE_DIRECTORY, Snapshot
-from mediahost.render import forwarding, totp, wall
+from mediahost.render import follow, forwarding, totp, wall
 from mediahost.resources import File
 from operations import files
 from operations.convergence import Step, converge
@@ -28,7 +28,7 @@ _ASKED_FOR = f"{totp.DIRECTORY}/"
 
 # The VPN's wall stands until nobody is left behind it; its own stage removes these.
 _REMOVED_BY_VPN = frozenset(
-    (*wall.PATHS, forwarding.CONFIGURATION_PATH, forwarding.PROGRAM_PATH, forwarding.UNIT_PATH)
+    (*wall.PATHS, *follow.PATHS, forwarding.CONFIGURATION_PATH, forwarding.PROGRAM_PATH, forwarding.UNIT_PATH)
 )
 
 

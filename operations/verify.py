@@ -20,6 +20,7 @@ from operations import (
     docker,
     fail2ban,
     files,
+    follow,
     hardening,
     manifest,
     ssh,
@@ -38,7 +39,7 @@ def request(wanted: Wanted) -> Request:
     watched |= fail2ban.request(settings)
     watched |= files.request(wanted.stack_files, wanted.directories)
     watched |= hardening.request(settings)
-    watched |= vpn.request(wanted)
+    watched |= vpn.request(wanted) | follow.request(wanted)
     watched |= files.request((wanted.proxy_file,) if wanted.proxy_file else ())
     return watched | ufw.request() if settings.firewall else watched
 
@@ -58,6 +59,7 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
         *compose.steps(wanted, seen),
+        *follow.steps(wanted, seen),
         *vpn.inside_steps(wanted, seen),
         *hardening.watch_steps(settings, seen),
         *fail2ban.steps(wanted, seen),

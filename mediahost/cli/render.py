@@ -13,7 +13,7 @@ from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
 from mediahost.cli.inventory import BadInput, host_data, inventory_argument
 from mediahost.config import ConfigError
-from mediahost.render import base, docker, fail2ban, firewall, forwarding, hardening, ssh, users, wall
+from mediahost.render import base, docker, fail2ban, firewall, follow, forwarding, hardening, ssh, users, wall
 from mediahost.resources import File
 from mediahost.vpn import SECRET
 
@@ -66,6 +66,7 @@ def command(inventory: Path, output: Path) -> None:
             if each.fail2ban:
                 files += [*fail2ban.files(each, plan.jails), *fail2ban.reload_units()]
             files += [*wall.files(plan.vpn, each), *forwarding.files(plan.vpn, each, plan.stack)]
+            files += follow.files(plan.vpn, each)
             for version, path in firewall.AFTER_PATHS.items():
                 block = firewall.container_block(each, plan.stack.exposed_ports, version)
                 files.append(File(f"{path}.block", block.encode()))
