@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mediahost import on_host, wireguard
+from mediahost import on_host, vpn_on_host, wireguard
 from mediahost.config import read
 from mediahost.render import wall
 from mediahost.vpn import Vpn
@@ -124,7 +129,25 @@ try:
         "Internal": False,
         "Options": {"com.docker.network.bridge.name": "br-vpn" if path.endswith("vpn") else "br-other"},
     }
-    print(json.dumps(leaks_on_host.answer(case["request"])))
+    vpn_on_host.confined, vpn_on_host.docker = leaks_on_host.confined, leaks_on_host.docker
+    if case["work"] == "status":
+        print(json.dumps(vpn_on_host.answer(case["request"])))
+    elif case["work"] == "leak test":
+        print(json.dumps(leaks_on_host.answer(case["request"])))
+    else:
+        child = os.fork()
+        if child == 0:
+            leaks_on_host.answer(case["request"])
+            os._exit(0)
+        while "UP" in vpn_on_host.flags((), "wg-vpn"):
+            time.sleep(0.05)
+        os.kill(child, 9)
+        down = "UP" not in vpn_on_host.flags((), "wg-vpn")
+        until = time.monotonic() + 10
+        while "UP" not in vpn_on_host.flags((), "wg-vpn") and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        print(json.dumps({"was_down": down, "is_up": "UP" in vpn_on_host.flags((), "wg-vpn")}))
     sys.stdout.flush()
     subprocess.run(["ip", "route", "show", "table", "all"], stdout=sys.stderr)
 finally:
@@ -157,6 +180,7 @@ def leak_test() -> Try:
         down: bool = True,
         table: str = "",
         mode: str = "host",
+        work: str = "leak test",
     ) -> Any:
         request = {
             "mode": mode,
@@ -166,10 +190,18 @@ def leak_test() -> Try:
             "link": "wg-vpn",
             "tunnel_unit": "mediahost-vpn.service",
             "take_down": down,
+            "killswitch": True,
+            "table": wall.NFT_TABLE,
+            "route_table": 51820,
+            "wall_unit": wall.WALL_UNIT,
+            "echo": [],
+            "forwarding": "off",
             "far": [FAR, FAR6],
             "near": [],
         }
-        case = json.dumps({"rule": rule, "fallback": fallback, "second": second, "wall": table, "request": request})
+        case = json.dumps(
+            {"rule": rule, "fallback": fallback, "second": second, "wall": table, "work": work, "request": request}
+        )
         command = ["unshare", "-nm", sys.executable, "-c", textwrap.dedent(_HOST), case]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -276,6 +308,63 @@ def test_where_a_container_holds_the_tunnel_a_missing_wall_is_found(leak_test: T
 def test_a_host_that_answers_its_containers_is_told(leak_test: Try) -> None:
     rows = leak_test(down=False)[0]["rows"]
     assert {row["verdict"] for row in rows if row["probe"] == "UDP to this host, 172.29.29.1"} == {"leak"}
+
+
+@namespaces
+def test_a_test_that_is_killed_leaves_the_tunnel_as_it_was(leak_test: Try) -> None:
+    told, routes = leak_test(work="killed")
+    assert told == {"was_down": True, "is_up": True}
+    assert "default dev wg-vpn table 51820" in routes
+
+
+@namespaces
+@pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
+def test_status_sees_the_wall_its_counters_and_a_second_way_out(leak_test: Try) -> None:
+    told, _ = leak_test(work="status", table=wall.ruleset(VPN, SETTINGS))
+    assert told["wall"]["table"]
+    assert told["wall"]["rule"]
+    assert told["wall"]["fallback"]
+    assert {counter["name"] for counter in told["drops"]} == set(wall.COUNTERS)
+    assert told["containers"][0]["other_ways"] == []
+    assert told["tunnel"]["up"]
+    assert not any("wall is down" in problem or "ip rule" in problem for problem in told["problems"])
+    worse, _ = leak_test(work="status", rule=False, second=True)
+    for words in ("wall is down", "no ip rule", "no unreachable default", "network other", "default route by eth1"):
+        assert any(words in problem for problem in worse["problems"]), worse["problems"]
+
+
+@given(st.binary(max_size=80))
+def test_no_answer_of_a_name_server_breaks_it(answer: bytes) -> None:
+    vpn_on_host._first_address(answer)
+
+
+def test_an_answer_of_a_name_server_is_read() -> None:
+    question = vpn_on_host.query("echo.example", 7)
+    alias = b"\xc0\x0c\0\5\0\1\0\0\0\0\0\2\xc0\x0c"
+    record = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + bytes([198, 51, 100, 4])
+    answer = question[:2] + b"\x81\x80\0\1\0\2\0\0\0\0" + question[12:] + alias + record
+    assert vpn_on_host._first_address(answer) == "198.51.100.4"
+
+
+def test_the_address_that_somebody_sees_is_read_from_his_answer() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"Your address is 203.0.113.9\n")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        services = [f"http://127.0.0.1:{port}/" for port in (unused.getsockname()[1], server.server_port)]
+        assert vpn_on_host.seen_address(services, []) == "203.0.113.9"
+        assert vpn_on_host.seen_address(services[:1], []) is None
+    server.shutdown()
+    server.server_close()
 
 
 def test_the_program_for_a_host_is_one_line_of_standard_python_that_answers_in_json() -> None:
