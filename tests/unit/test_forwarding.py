@@ -42,9 +42,9 @@ class RfcGateway:
     `deaf` questions are not answered; `answers` are sent before the right one; `result` refuses all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
+        self.socket.bind((address, port))
         self.port = self.socket.getsockname()[1]
         self.mappings: dict[tuple[int, int], int] = {}
         self.free = 40000
@@ -376,6 +376,62 @@ def test_the_real_nft_takes_the_port_and_loses_the_old_one() -> None:
     command = ["unshare", "-Urn", sys.executable, "-c", _NFT]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- the way to the gateway
+
+_ROUTE = """
+import os, signal, subprocess, sys, time
+from mediahost import vpn_port_on_host as program
+from tests.unit.test_forwarding import RfcGateway
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+ready, tell = os.pipe()
+far = os.fork()
+if far == 0:
+    __import__("ctypes").CDLL(None).unshare(0x40000000)
+    os.write(tell, b"x")
+    time.sleep(1)  # until the interface is here
+    while subprocess.run(["ip", "addr", "add", "10.2.0.1/32", "dev", "far0"], stderr=-3).returncode:
+        time.sleep(0.1)
+    ip("link", "set", "lo", "up")
+    ip("link", "set", "far0", "up")
+    ip("route", "add", "10.2.0.2", "dev", "far0")
+    gateway = RfcGateway("10.2.0.1", 5351)
+    time.sleep(60)
+    os._exit(0)
+os.read(ready, 1)
+try:
+    for name, address in (("up0", "10.0.0.2/24"), ("wg-vpn", "10.2.0.2/32")):
+        ip("link", "add", "name", name, "type", "veth", "peer", "name", "far0" if name == "wg-vpn" else "up1")
+        ip("addr", "add", address, "dev", name)
+    ip("link", "set", "far0", "netns", str(far))
+    for name in ("lo", "up0", "up1", "wg-vpn"):
+        ip("link", "set", name, "up")
+    # The host's own way out is another one, and nothing in `main` leads to the gateway.
+    ip("route", "add", "default", "via", "10.0.0.1")
+    assert program.Gateway("10.2.0.1", "wg-vpn").map(2, 6881, 0).external == 40000
+    # The control: unbound, the question goes the host's own way, where nobody answers.
+    try:
+        program._WAITS = (0.2,)
+        program.Gateway("10.2.0.1", None).map(2, 6881, 0)
+    except program.PortError:
+        print("only through the tunnel")
+finally:
+    os.kill(far, 9)
+"""
+
+
+def _can_route() -> bool:
+    command = ["unshare", "-n", "ip", "link", "add", "name", "x0", "type", "veth", "peer", "name", "x1"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _can_route(), reason="needs root, unshare and veth pairs")
+def test_the_gateway_is_asked_through_the_tunnel_though_no_route_leads_there() -> None:
+    command = ["unshare", "-n", sys.executable, "-c", _ROUTE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "only through the tunnel\n", done.stderr
 
 
 # --- the service as a whole
