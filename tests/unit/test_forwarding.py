@@ -519,6 +519,105 @@ def test_nothing_that_it_tells_holds_a_secret(world: tuple[Service, dict[str, An
     assert not any("the password" in words or "qbt_key" in words for words in state["journal"])
 
 
+# --- Docker's answers
+
+
+class Engine(ThreadingHTTPServer):
+    """Docker's API on a socket, as far as it is asked; `port_file` is what Gluetun's file holds."""
+
+    address_family = socket.AF_UNIX
+    port_file = "40555\n"
+
+    def __init__(self, path: Path) -> None:
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def address_string(self) -> str:
+                return "local"
+
+            def do_GET(self) -> None:  # noqa: N802
+                query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+                labels = json.loads(query.get("filters", ["{}"])[0]).get("label", [])
+                name = next((each.rpartition("=")[2] for each in labels if "service" in each), "")
+                if self.path.startswith("/containers/json"):
+                    known = name in ("qbittorrent", "gluetun")
+                    self.reply(200, json.dumps([{"Id": name}] if known else []).encode())
+                else:
+                    networks = {
+                        "mediahost_vpn": {"IPAddress": "172.29.29.3"},
+                        "mediahost_confined": {"IPAddress": "x"},
+                    }
+                    shared = "qbittorrent" in self.path
+                    details = {
+                        "State": {"StartedAt": "now"},
+                        "NetworkSettings": {"Networks": {} if shared else networks},
+                    }
+                    self.reply(200, json.dumps(details).encode())
+
+            def do_POST(self) -> None:  # noqa: N802
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.path == "/containers/gluetun/exec":
+                    self.reply(201, b'{"Id": "e1"}')
+                elif self.path == "/exec/e1/start":
+                    # A raw stream, which ends with the connection.
+                    self.reply(200, engine.port_file.replace("\n", "\r\n").encode(), length=False)
+                else:
+                    self.reply(404, b"{}")
+
+            def reply(self, code: int, content: bytes, length: bool = True) -> None:
+                self.send_response(code)
+                if length:
+                    self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(str(path), Handler)  # type: ignore[arg-type]
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "docker", 0
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    made = Engine(tmp_path / "docker.sock")
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(program, "DOCKER", str(tmp_path / "docker.sock"))
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+NAMES = {"project": "mediahost", "network": "mediahost_vpn", "client": "gluetun", "service": "qbittorrent"}
+
+
+def test_gluetuns_port_is_read_from_the_file_it_keeps(engine: Engine) -> None:
+    assert program.port_of_client(NAMES) == 40555
+    for odd in ("", "cat: can't open '/tmp/gluetun/forwarded_port'\n", "0\n", "99999\n"):
+        engine.port_file = odd
+        with pytest.raises(PortError, match="has no port yet"):
+            program.port_of_client(NAMES)
+    with pytest.raises(PortError, match="does not run"):
+        program.port_of_client({**NAMES, "client": "other"})
+
+
+def test_in_mode_container_qbittorrent_is_reached_at_gluetuns_address(engine: Engine) -> None:
+    service = Service({**NAMES, "source": "gluetun", "gateway": "10.2.0.1", "link": "wg-vpn", "state": "/nowhere"})
+    assert service._holder() == Container("qbittorrent", "now", "172.29.29.3")
+    direct = Service({**NAMES, "source": "nat-pmp", "gateway": "10.2.0.1", "link": "wg-vpn", "state": "/nowhere"})
+    with pytest.raises(PortError, match="not in the VPN's network"):
+        direct._holder()
+
+
+def test_an_engine_that_does_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "DOCKER", "/nonexistent/docker.sock")
+    with pytest.raises(PortError, match="Docker does not answer"):
+        program.container(NAMES, "qbittorrent")
+
+
 # --- the files
 
 
