@@ -43,7 +43,7 @@ EXPLAINED = {
     "sshd_set_idle_timeout",
     "sshd_set_keepalive",
 }
-CONTENT = "/usr/share/xml/scap/ssg/content/ssg-debian12-ds.xml"
+CONTENT = "/tmp/ssg/usr/share/xml/scap/ssg/content/ssg-debian12-ds.xml"
 PROFILE = "xccdf_org.ssgproject.content_profile_standard"
 
 
@@ -96,7 +96,7 @@ def equip(machine: Machine) -> None:
         "mkdir -p /tmp/next /tmp/lists/partial && "
         "sed s/bookworm/trixie/ /etc/apt/sources.list.d/debian.sources >/tmp/next/debian.sources && "
         f"cd /tmp && sudo apt-get -qq {lists} update && apt-get -qq {lists} download ssg-debian && "
-        "sudo dpkg -i ssg-debian_*.deb && sudo rm -rf /tmp/next /tmp/lists"
+        "dpkg-deb -x ssg-debian_*.deb /tmp/ssg && sudo rm -rf /tmp/next /tmp/lists"
     )
 
 
