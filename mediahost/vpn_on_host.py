@@ -40,13 +40,15 @@ class RefusedError(Exception):
 class Namespace:
     """A network namespace of confined containers: whoever shares one is tested once.
 
-    `pid` is a process in it; `networks` maps the container's addresses to the engine's network names.
+    `pid` is a process in it; `networks` maps the container's addresses to the engine's network names; `endpoint` is
+    the VPN's server that a container in it was told of.
     """
 
     containers: tuple[str, ...]
     pid: int
     networks: dict[str, str] = field(default_factory=dict)
     resolvers: tuple[str, ...] = ()
+    endpoint: str | None = None
 
     @property
     def name(self) -> str:
@@ -76,13 +78,15 @@ class _Local(http.client.HTTPConnection):
 
 def docker(path: str) -> Any:
     """The engine's answer to a GET. Raises `RefusedError` when it does not run."""
+    connection = _Local("docker")
     try:
-        connection = _Local("docker")
         connection.request("GET", path)
         answer = connection.getresponse()
         content = json.loads(answer.read())
     except (OSError, ValueError, http.client.HTTPException):
         raise RefusedError("Docker does not answer; see: journalctl -u docker") from None
+    finally:
+        connection.close()
     if answer.status != 200:
         raise RefusedError(f"Docker answers {answer.status} to {path.partition('?')[0]}")
     return content
@@ -112,6 +116,7 @@ def confined(request: dict[str, Any]) -> list[Namespace]:
             before.pid if before else pid,
             {**(before.networks if before else {}), **networks},
             before.resolvers if before else _resolvers(pid),
+            (before.endpoint if before else None) or _endpoint(details),
         )
     return sorted(found.values(), key=lambda each: each.containers)
 
@@ -125,6 +130,13 @@ def _name(container: dict[str, Any]) -> str:
     labels = container.get("Labels") or {}
     name: str = labels.get("com.docker.compose.service") or container["Names"][0].lstrip("/")
     return name
+
+
+def _endpoint(details: dict[str, Any]) -> str | None:
+    """Of the client's container: what it was told, which `wg` on the host may not be there to say."""
+    variables = dict(each.partition("=")[::2] for each in (details.get("Config") or {}).get("Env") or ())
+    address = variables.get("WIREGUARD_ENDPOINT_IP")
+    return f"{address}:{variables.get('WIREGUARD_ENDPOINT_PORT', '51820')}" if address else None
 
 
 def _resolvers(pid: int) -> tuple[str, ...]:
@@ -369,6 +381,7 @@ def _tunnel(request: dict[str, Any], namespaces: list[Namespace], problems: list
             told["endpoint"] = words[1]
         elif what == "transfer" and len(words) >= 3:
             told["received"], told["sent"] = int(words[1]), int(words[2])
+    told["endpoint"] = told["endpoint"] or next((each.endpoint for each in namespaces if each.endpoint), None)
     if request["mode"] == "host":
         age = told["handshake"]
         if age is None:

@@ -186,14 +186,16 @@ class _Local(http.client.HTTPConnection):
 
 def docker(method: str, path: str, body: Any = None) -> bytes:
     """The engine's answer. Raises `PortError` when there is none."""
+    connection = _Local("docker")
     try:
-        connection = _Local("docker")
         content = None if body is None else json.dumps(body)
         connection.request(method, path, content, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         text = answer.read()
     except (OSError, http.client.HTTPException):
         raise PortError("Docker does not answer") from None
+    finally:
+        connection.close()
     if answer.status >= 300:
         raise PortError(f"Docker answers {answer.status}")
     return text

@@ -333,6 +333,23 @@ def test_status_sees_the_wall_its_counters_and_a_second_way_out(leak_test: Try) 
         assert any(words in problem for problem in worse["problems"]), worse["problems"]
 
 
+def test_who_is_confined_is_read_from_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def each(name: str, mode: str, *networks: str) -> dict[str, Any]:
+        addressed = {network: {"IPAddress": f"172.29.{number}.2"} for number, network in enumerate(networks)}
+        settings = {"NetworkSettings": {"Networks": addressed}, "HostConfig": {"NetworkMode": mode}}
+        return {"Id": name, "Names": [f"/{name}"], "Labels": {}, **settings}
+
+    inside = [each("client", "vpn", "vpn", "confined"), each("torrent", "container:client")]
+    state = {"State": {"Pid": os.getpid()}, "Config": {"Env": ["WIREGUARD_ENDPOINT_IP=198.51.100.7", "PATH=/bin"]}}
+    answers = {"/containers/json": [*inside, each("open", "outbound", "outbound")]}
+    monkeypatch.setattr(vpn_on_host, "docker", lambda path: answers.get(path, state))
+    (found,) = vpn_on_host.confined({"network": "vpn"})
+    assert found.containers == ("client", "torrent")
+    assert found.networks == {"172.29.0.2": "vpn", "172.29.1.2": "confined"}
+    assert found.endpoint == "198.51.100.7:51820"
+    assert vpn_on_host.confined({"network": "none"}) == []
+
+
 @given(st.binary(max_size=80))
 def test_no_answer_of_a_name_server_breaks_it(answer: bytes) -> None:
     vpn_on_host._first_address(answer)
