@@ -325,16 +325,17 @@ def outside(sight: Sight, harmless: frozenset[str]) -> bool:
 class Guardian:
     """A process that brings the tunnel back: when it is told, when we die, and at the latest after two minutes.
 
-    The tunnel's watcher is frozen meanwhile, or it would mend what is tried.
+    Who watches over the tunnel (control group `group`) is frozen meanwhile, or it would mend what is tried.
     """
 
-    def __init__(self, prefix: Sequence[str], link: str, unit: str) -> None:
+    def __init__(self, prefix: Sequence[str], link: str, group: str) -> None:
         self._prefix = tuple(prefix)
         self._link = link
         self._routes = [*self._kept_routes("-4"), *self._kept_routes("-6")]
         self._addresses = self._kept_addresses()
-        group = (run("systemctl", "show", "-p", "ControlGroup", "--value", unit) or "").strip()
-        freezer = Path(f"/sys/fs/cgroup{group}/cgroup.freeze") if group not in ("", "/") else None
+        # Never our own: nobody would be left to thaw it.
+        others = group not in ("", "/") and not f"{_group('self')}/".startswith(f"{group}/")
+        freezer = Path(f"/sys/fs/cgroup{group}/cgroup.freeze") if others else None
         self._freezer = freezer if freezer is not None and freezer.exists() else None
         self._reading, self._telling = os.pipe()
         self._child = os.fork()
@@ -457,7 +458,7 @@ class LeakTest:
             self.problems.append("there is no tunnel interface to take down: what leaks then was not tried")
             return
         prefix, link = holder
-        guardian = Guardian(prefix, link, self.request["tunnel_unit"])
+        guardian = Guardian(prefix, link, self._watcher(prefix))
         try:
             if guardian.take_down():
                 # Questions that were asked through the tunnel are not to be answered from memory.
@@ -474,6 +475,13 @@ class LeakTest:
             if "UP" in flags(prefix, link) and self._passes():
                 return
         self.problems.append("the tunnel has not come back within a minute: mediahost vpn status tells why")
+
+    def _watcher(self, prefix: Sequence[str]) -> str:
+        """Control group of who would bring the tunnel back: our unit on the host, or the VPN client's container."""
+        if self.request["mode"] == "host":
+            unit = self.request["tunnel_unit"]
+            return (run("systemctl", "show", "-p", "ControlGroup", "--value", unit) or "").strip()
+        return _group(prefix[prefix.index("-t") + 1])
 
     def _passes(self) -> bool:
         """Whether anything goes out by the tunnel again."""
@@ -627,6 +635,12 @@ def _verdict(
 def _bridge(network: dict[str, Any]) -> str:
     named = (network.get("Options") or {}).get("com.docker.network.bridge.name")
     return str(named or f"br-{network['Id'][:12]}")
+
+
+def _group(process: str) -> str:
+    """A process's control group (version 2), empty when there is none."""
+    lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
 
 
 def _links() -> dict[str, list[str]]:
