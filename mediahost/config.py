@@ -721,17 +721,12 @@ def _vpn_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _forwarding_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Ways of getting a port that the provider, or the client in a container, does not know."""
+    """Ways of getting a port that the provider does not know."""
     wanted = settings.vpn_port_forwarding
     if settings.vpn_provider == "airvpn" and wanted == "nat-pmp":
         yield "vpn_port_forwarding", "AirVPN gives a port for good: write its number from your client area"
     if settings.vpn_provider == "proton" and isinstance(wanted, int):
         yield "vpn_port_forwarding", "Proton gives a port for a moment only, by NAT-PMP: write nat-pmp"
-    if settings.vpn_provider == "custom" and settings.vpn_mode == "container" and wanted == "nat-pmp":
-        yield (
-            "vpn_port_forwarding",
-            "Gluetun asks for a port in Proton's way only: use vpn_mode host, or write the port's number",
-        )
 
 
 def _unusable_keys(settings: Settings) -> Iterator[tuple[str, str]]:

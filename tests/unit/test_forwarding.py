@@ -663,7 +663,6 @@ def test_without_nat_pmp_nothing_runs(wanted: Any) -> None:
     [
         ({"vpn_provider": "airvpn", "vpn_port_forwarding": "nat-pmp"}, "write its number"),
         ({"vpn_provider": "proton", "vpn_port_forwarding": 40000}, "write nat-pmp"),
-        ({"vpn_provider": "custom", "vpn_mode": "container", "vpn_port_forwarding": "nat-pmp"}, "use vpn_mode host"),
         ({"vpn_provider": "nordvpn", "vpn_port_forwarding": "nat-pmp"}, "forwards no ports"),
     ],
 )
