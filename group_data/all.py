@@ -50,6 +50,10 @@ hardening = True
 # Controls you do not want, by their names in docs/hardening.md.
 hardening_disabled = []
 
+# Controls that cost something and are off unless named here; docs/hardening.md tells the price of each. "all"
+# stands for every one of them, less those in hardening_disabled.
+hardening_optional = []
+
 # Record changes of security-relevant files with auditd.
 audit = True
 

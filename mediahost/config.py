@@ -150,9 +150,19 @@ def _package(value: str) -> str:
 
 
 def _control(value: str) -> str:
-    if value not in controls.NAMES:
-        near = difflib.get_close_matches(value, controls.NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(controls.NAMES)}"
+    return _one_of(value, (*controls.NAMES, *controls.OPTIONAL_NAMES))
+
+
+def _optional_control(value: str) -> str:
+    if value in controls.NAMES:
+        raise ValueError("this control is on by default; take it out of the list")
+    return _one_of(value, (controls.EVERY, *controls.OPTIONAL_NAMES))
+
+
+def _one_of(value: str, names: tuple[str, ...]) -> str:
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
         raise ValueError(f"no such control; {hint}")
     return value
 
@@ -393,6 +403,11 @@ class Settings(BaseModel):
     hardening: bool = Field(True, description="The hardening controls, see docs/hardening.md. False gives all back.")
     hardening_disabled: list[Annotated[str, AfterValidator(_control)]] = Field(
         [], description="Controls you do not want, by their names in docs/hardening.md."
+    )
+    hardening_optional: list[Annotated[str, AfterValidator(_optional_control)]] = Field(
+        [],
+        description="Controls that cost something and are off unless named here; docs/hardening.md tells the price "
+        'of each. "all" stands for every one of them, less those in hardening_disabled.',
     )
     audit: bool = Field(True, description="Record changes of security-relevant files with auditd.")
     file_integrity: bool = Field(

@@ -40,7 +40,9 @@ class Control:
     """One control. `modes` are octal digits by path, `mounts` the wanted options by mount point.
 
     `replacements` are whole files of the distribution; the former one is kept and put back. `switch` is the key
-    that turns it off; those of `hardening` can also be named in `hardening_disabled`.
+    that turns it off; those of `hardening` can also be named in `hardening_disabled`. One that costs more than a
+    little is off until `hardening_optional` names it, and `price` says what it costs. `units` must run where the
+    packages are installed.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Control:
     modes: Mapping[str, str] = field(default_factory=dict)
     replacements: tuple[File, ...] = ()
     mounts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
+    price: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,17 @@ Misuse may be prosecuted. If you are not authorised, disconnect now.
 _UNUSED_FILESYSTEMS = ("cramfs", "freevxfs", "hfs", "hfsplus", "jffs2")
 _UNUSED_PROTOCOLS = ("dccp", "rds", "sctp", "tipc")
 _UNUSED_BUSES = ("firewire-core", "firewire-ohci", "ohci1394")
+
+OPTIONAL = "hardening_optional"
+"""The key that names controls which are off by default."""
+EVERY = "all"
+"""What that key can say instead of every name."""
+
+USB_BUS = "/sys/bus/usb/devices"
+"""Missing where the kernel has no USB, as in many virtual machines."""
+USB_UNIT = "usbguard.service"
+# Where there is no bus its daemon would fail at each boot.
+_WHERE_USB_IS = ("[Unit]", f"ConditionPathExists={USB_BUS}")
 
 
 def _modprobe(name: str, modules: tuple[str, ...]) -> File:
@@ -293,7 +308,8 @@ CONTROLS = (
         ("Lynis PKGS-7370",),
         # Its weekly check is a cron job, and a bare Debian has no cron.
         packages=("cron", "debsums"),
-        edits=(Assignment("/etc/default/debsums", "CRON_CHECK", "weekly"),),
+        # As a whole: Lynis (PKGS-7370) also reads the former value in a comment and takes the check for off.
+        replacements=(text_file("/etc/default/debsums", "CRON_CHECK=weekly"),),
     ),
     Control(
         "audit",
@@ -306,11 +322,101 @@ CONTROLS = (
     Control(
         "file-integrity",
         "AIDE compares the system's files daily with a database made at the first run; media and containers left out",
-        ("CIS 6.3.1", "CIS 6.3.2", "Lynis FINT-4350"),
+        ("CIS 6.3.1", "CIS 6.3.2", "Lynis FINT-4350", "Lynis FINT-4402"),
         switch="file_integrity",
         packages=("aide", "aide-common"),
+        # The distribution's H computes every sum AIDE knows, weak ones among them; two strong ones take less time.
+        edits=(Assignment("/etc/aide/aide.conf", "Checksums", "sha256+sha512", " = "),),
+    ),
+    Control(
+        "process-accounting",
+        "the kernel notes each process that ends: who ran what, when and for how long (`lastcomm`, `sa`)",
+        ("Lynis ACCT-9622",),
+        switch=OPTIONAL,
+        packages=("acct",),
+        units=("acct.service",),
+        price="64 bytes a process, also of containers; 30 days are kept. On a busy host that is some 100 MB.",
+    ),
+    Control(
+        "stale-services",
+        "lists, after each installation by hand, what still runs with replaced libraries; restarts nothing",
+        ("Lynis DEB-0831",),
+        switch=OPTIONAL,
+        packages=("needrestart",),
+        # Ubuntu's default restarts services by itself: Docker's restart would stop every container.
+        files=(text_file("/etc/needrestart/conf.d/60-mediahost.conf", "$nrconf{restart} = 'l';"),),
+        price="Some seconds at the end of each `apt`, and perl with a few modules (5 MB). On Ubuntu services are no "
+        "longer restarted by themselves: what the list names is yours to restart.",
+    ),
+    Control(
+        "package-news",
+        "shows what a package's maintainers have to say about an upgrade, without asking",
+        ("Lynis DEB-0811",),
+        switch=OPTIONAL,
+        packages=("apt-listchanges",),
+        # No pager that waits, no question, no mail, no download.
+        edits=(
+            Assignment("/etc/apt/listchanges.conf", "frontend", "text"),
+            Assignment("/etc/apt/listchanges.conf", "which", "news"),
+            Assignment("/etc/apt/listchanges.conf", "confirm", "false"),
+            Assignment("/etc/apt/listchanges.conf", "email_address", "none"),
+            Assignment("/etc/apt/listchanges.conf", "no_network", "true"),
+        ),
+        price="Python where it is missing (30 MB), and some seconds in each installation.",
+    ),
+    Control(
+        "usb-devices",
+        "USBGuard: what is plugged in when it is installed stays allowed, and so is every disk and hub; another new "
+        "device, above all one that types or is a network card, is refused until you admit it",
+        ("Lynis USB-1000", "Lynis USB-3000"),
+        switch=OPTIONAL,
+        packages=("usbguard",),
+        units=(USB_UNIT,),
+        files=(
+            text_file(f"/etc/systemd/system/{USB_UNIT}.d/60-mediahost.conf", *_WHERE_USB_IS),
+            text_file("/etc/systemd/system/usbguard-dbus.service.d/60-mediahost.conf", *_WHERE_USB_IS),
+            # Read after rules.conf, in which the package's installation notes what is plugged in. The first rule
+            # that fits decides: a stick that also types is no disk. Classes: https://www.usb.org/defined-class-codes.
+            text_file(
+                "/etc/usbguard/rules.d/60-mediahost.conf",
+                "block with-interface one-of { 02:*:* 03:*:* 0a:*:* e0:*:* ef:04:* }",
+                "allow with-interface one-of { 08:*:* 09:*:* }",
+                # Readable by others it ends the daemon.
+                mode="0600",
+            ),
+        ),
+        # A hub on a new controller has a rule now; the others keep theirs.
+        edits=(Assignment("/etc/usbguard/usbguard-daemon.conf", "PresentControllerPolicy", "apply-policy"),),
+        price="A replaced keyboard, a tuner, a UPS, a Zigbee stick or a remote console (KVM) must be let in once, by "
+        "SSH; plug yours in before you switch this on. Rescue mode takes any keyboard.",
+    ),
+    Control(
+        "disc-images",
+        "the file system of DVD and Blu-ray images (udf) cannot be loaded",
+        ("CIS 1.1.1.8", "Lynis FILE-6430"),
+        switch=OPTIONAL,
+        files=(_modprobe("disc-images", ("udf",)),),
+        price="Such an image or disc cannot be mounted on the host; players that read it as a file still can.",
+    ),
+    Control(
+        "device-files",
+        "nothing below /dev can be executed",
+        ("Lynis FILE-6374",),
+        switch=OPTIONAL,
+        mounts={"/dev": frozenset(("nosuid", "noexec"))},
+        files=(
+            text_file(
+                "/etc/systemd/system/systemd-remount-fs.service.d/60-mediahost-dev.conf",
+                "[Service]",
+                "ExecStartPost=/usr/bin/mount -o remount,nosuid,noexec /dev",
+            ),
+        ),
+        price="Programs in SGX enclaves do not start.",
     ),
 )
+
+FORMERLY_EDITED = ("/etc/default/debsums",)
+"""Files in which hosts of an earlier version have lines of ours; they get their former ones back."""
 
 DISTRIBUTION_SYSCTLS: Mapping[str, Mapping[str, str]] = {
     # Ubuntu's kernel has a level more, which is its default.
@@ -321,7 +427,10 @@ IRREVERSIBLE_SYSCTLS = frozenset(("kernel.unprivileged_bpf_disabled",))
 """Settings the kernel does not take back before the next boot."""
 
 NAMES = tuple(control.name for control in CONTROLS if control.switch == "hardening")
-"""What `hardening_disabled` can name."""
+"""What is on by default; with the optional ones, what `hardening_disabled` can name."""
+
+OPTIONAL_NAMES = tuple(control.name for control in CONTROLS if control.switch == OPTIONAL)
+"""What `hardening_optional` can name."""
 
 BASE_CONTROLS = (
     Control(
@@ -360,9 +469,17 @@ WAIVERS = (
         "Rootless containers and the sandboxes of browsers inside containers need them.",
     ),
     Waiver("usb-storage blacklisted", ("CIS 1.1.1.9", "Lynis USB-1000"), "Media live on USB disks."),
-    Waiver("new USB devices refused", ("Lynis USB-2000",), "A disk that is plugged in must work."),
+    Waiver(
+        "every new USB device refused",
+        ("Lynis USB-2000",),
+        "A disk that is plugged in must work; `usb-devices` refuses the others where you want it.",
+    ),
     Waiver("squashfs blacklisted", ("CIS 1.1.1.7", "Lynis FILE-6430"), "Snaps are squashfs images."),
-    Waiver("udf blacklisted", ("CIS 1.1.1.8", "Lynis FILE-6430"), "Blu-ray and DVD images are UDF."),
+    Waiver(
+        "udf blacklisted by default",
+        ("CIS 1.1.1.8", "Lynis FILE-6430"),
+        "Blu-ray and DVD images are UDF; `disc-images` does it where nobody mounts them.",
+    ),
     Waiver("overlayfs blacklisted", ("CIS 1.1.1.6",), "Docker stores its layers with it."),
     Waiver(
         "separate partitions for /home, /var, /var/log, /tmp",
@@ -414,10 +531,26 @@ WAIVERS = (
     Waiver(
         "a malware scanner",
         ("Lynis HRDN-7230", "Lynis MALW-3280"),
-        "rkhunter and its like give false alarms on hosts with containers; debsums, auditd and AIDE look at the same "
-        "files with known sums.",
+        "rkhunter and its like give false alarms on hosts with containers and bring an assembler (binutils); "
+        "debsums, auditd and AIDE look at the same files with known sums.",
     ),
-    Waiver("process accounting", ("Lynis ACCT-9622",), "auditd records what matters; acct records every process."),
+    Waiver(
+        "process accounting by default",
+        ("Lynis ACCT-9622",),
+        "auditd records what matters; `process-accounting` records every process where you want it.",
+    ),
+    Waiver(
+        "three tries a login, two sessions a connection, no forwarding, another port",
+        ("Lynis SSH-7408",),
+        "An agent offers several keys and each is a try; editors open several sessions and forward ports to the web "
+        "interfaces. The keys `sshd_max_auth_tries`, `sshd_max_sessions`, `sshd_allow_tcp_forwarding` and "
+        "`sshd_port` are yours.",
+    ),
+    Waiver(
+        "a copy of jail.conf as jail.local",
+        ("Lynis DEB-0880",),
+        "Ours is a drop-in, which no update touches and which leaves jail.local to you.",
+    ),
     Waiver("logs on another host", ("Lynis LOGG-2154",), "A home has one server; give journald a remote yourself."),
     Waiver(
         "accounts locked after wrong passwords (pam_faillock)",
@@ -448,9 +581,9 @@ WAIVERS = (
     Waiver("a configuration management agent", ("Lynis TOOL-5002",), "pyinfra leaves nothing on the host to find."),
     Waiver("a DNS domain of the host's own", ("Lynis NAME-4028",), "Home networks have none."),
     Waiver(
-        "libpam-tmpdir, apt-listbugs, needrestart",
-        ("Lynis DEB-0280", "Lynis DEB-0810", "Lynis DEB-0831"),
-        "A TMPDIR for each user breaks scripts that share /tmp; unattended upgrades cannot answer questions; a "
-        "restart of services in the middle of a run breaks it.",
+        "libpam-tmpdir, apt-listbugs",
+        ("Lynis DEB-0280", "Lynis DEB-0810"),
+        "A TMPDIR that only root can read breaks packages' scripts that go on as another user; unattended upgrades "
+        "cannot answer questions.",
     ),
 )

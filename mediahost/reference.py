@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mediahost.config import Settings
-from mediahost.controls import BASE_CONTROLS, CONTROLS, WAIVERS
+from mediahost.controls import BASE_CONTROLS, CONTROLS, OPTIONAL, WAIVERS
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS: dict[str, Callable[[], str]] = {
@@ -59,7 +59,9 @@ def reference() -> str:
 
 _HARDENING_HEAD = """# Hardening: every control, its source and its switch
 
-Generated from `mediahost/controls.py`. The controls are on by default and leave Docker, WireGuard and UFW working.
+Generated from `mediahost/controls.py`. The controls are on by default and leave Docker, WireGuard and UFW working;
+those that cost more than a little are off until `hardening_optional` names them. What ssh-audit, Lynis and OpenSCAP
+say of the result, and why they still suggest something, is in [yardsticks.md](yardsticks.md).
 
 - `hardening = False` switches all of them off, `hardening_disabled = ["su", "umask"]` single ones by name; `audit`
   and `file_integrity` are keys of their own. What is switched off is given back: our files are removed, lines in the
@@ -72,6 +74,13 @@ CIS is the CIS Ubuntu Linux 24.04 LTS Benchmark v1.0.0, dev-sec the DevSec Linux
 Protection Project's recommended settings. A section number without its last digits stands for all below it.
 
 ## Controls
+"""
+
+_OPTIONAL_HEAD = """
+## Optional controls
+
+Off unless named: `hardening_optional = ["process-accounting"]`, or `["all"]` for every one; `hardening_disabled`
+takes single ones out again. What is switched off is given back here as well.
 """
 
 _WAIVERS_HEAD = """
@@ -90,7 +99,10 @@ _HARDENING_TAIL = """
   8 MiB. A run checks the rules' file and that auditd runs, not the rules in the kernel: `auditctl -l` shows those.
   In a container, and with `audit=0`, there is no audit; a run says so.
 - **AIDE.** Its database is made once, at the end of the first run. After changes of your own:
-  `aideinit -y -f && cp /var/lib/aide/aide.db.new /var/lib/aide/aide.db`.
+  `aideinit -y -f && cp /var/lib/aide/aide.db.new /var/lib/aide/aide.db`. The same once on a host whose database was
+  made with other checksums than SHA-256 and SHA-512: AIDE would name every file.
+- **USBGuard.** `usbguard list-devices -b` shows what is refused, `usbguard allow-device -p NUMBER` lets it in for
+  good. Where the kernel has no USB bus, as in many virtual machines, its daemon does not start.
 - **AppArmor** needs a kernel that has it on; Debian's and Ubuntu's have. A run says so where it is off.
 - **Packages**, with what they bring, on a bare Debian: auditd 1 MB, apparmor 3 MB, libpam-pwquality 0.4 MB, debsums
   0.1 MB and, where it is missing, perl (50 MB); AIDE 1 MB. `hardening_disabled = ["package-sums"]` saves perl.
@@ -102,8 +114,14 @@ def hardening() -> str:
     """`docs/hardening.md`: the controls and the waivers as tables."""
     lines = [_HARDENING_HEAD, "| control | what it does | source | switch |", "|---|---|---|---|"]
     for control in (*CONTROLS, *BASE_CONTROLS):
+        if control.switch == OPTIONAL:
+            continue
         switch = "always" if control.switch == "-" else f"`{control.switch}`"
         lines.append(f"| `{control.name}` | {control.does} | {', '.join(control.sources)} | {switch} |")
+    lines += [_OPTIONAL_HEAD, "| control | what it does | source | price |", "|---|---|---|---|"]
+    for control in CONTROLS:
+        if control.switch == OPTIONAL:
+            lines.append(f"| `{control.name}` | {control.does} | {', '.join(control.sources)} | {control.price} |")
     lines += [_WAIVERS_HEAD, "| asked for | source | why not |", "|---|---|---|"]
     lines += [f"| {waiver.asks} | {', '.join(waiver.sources)} | {waiver.reason} |" for waiver in WAIVERS]
     return "\n".join((*lines, _HARDENING_TAIL))

@@ -14,7 +14,7 @@ from pyinfra.api import deploy, operation
 
 from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
 from mediahost.config import Settings
-from mediahost.controls import CONTROLS, IRREVERSIBLE_SYSCTLS
+from mediahost.controls import CONTROLS, IRREVERSIBLE_SYSCTLS, USB_BUS, USB_UNIT
 from mediahost.render import base as base_artefacts
 from mediahost.render import hardening as wanted
 from mediahost.render import marked
@@ -39,6 +39,17 @@ _IN_CONTAINER = "/run/systemd/container"
 
 # The service loads the rules when it starts; one that runs takes new ones this way and refuses a restart on some
 # distributions.
+# A container has neither a kernel's accounting nor a bus of its own.
+_HOSTS_ONLY = frozenset({"acct", "usbguard"})
+# USBGuard leaves the kernel refusing whatever is plugged in next.
+_ADMIT_USB = (
+    f"for port in {USB_BUS}/usb*/authorized_default; do\n"
+    '  if [ -e "$port" ]; then echo 1 >"$port"; fi\n'
+    "done\n"
+    f"for device in {USB_BUS}/*/authorized; do\n"
+    '  if [ -e "$device" ] && [ "$(cat "$device")" = 0 ]; then echo 1 >"$device"; fi\n'
+    "done"
+)
 _LOAD_RULES = f"systemctl start {wanted.AUDIT_UNIT}\naugenrules --load >/dev/null"
 
 Former = dict[tuple[str, str], str]
@@ -51,10 +62,14 @@ def request(settings: Settings) -> Request:
     replaced = [file.path for control in CONTROLS for file in control.replacements]
     ours = wanted.owned(settings)
     return Request(
-        paths=frozenset((*ours, *modes, *replaced, *map(_copy, replaced), _IN_CONTAINER, wanted.AIDE_DATABASE)),
+        paths=frozenset(
+            (*ours, *modes, *replaced, *map(_copy, replaced), _IN_CONTAINER, USB_BUS, wanted.AIDE_DATABASE)
+        ),
         contents=frozenset((*wanted.edits(settings), FORMER_PATH, _MOUNTS, _LSM, _KERNEL_COMMAND_LINE)),
         packages=frozenset(name for control in CONTROLS for name in control.packages),
-        units=frozenset((wanted.AUDIT_UNIT, wanted.APPARMOR_UNIT, _REMOUNT_UNIT, _AIDE_TIMER)),
+        units=frozenset(
+            (wanted.AUDIT_UNIT, wanted.APPARMOR_UNIT, _REMOUNT_UNIT, _AIDE_TIMER, *wanted.units(settings))
+        ),
         sysctls=frozenset(key for control in CONTROLS for key in control.sysctls),
     )
 
@@ -69,8 +84,9 @@ def control_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     return [
         *_note_steps(settings, seen),
         *_unload_steps(settings, seen),
-        *apt.install_steps(_packages(settings, seen), seen),
+        # Before the packages: what they start at once must not start with the distribution's defaults.
         *files.steps(_drop_ins(settings, seen), seen),
+        *apt.install_steps(_packages(settings, seen), seen),
         *audit_rule_steps(settings, seen),
         *edit_steps(settings, seen),
         *replacement_steps(settings, seen),
@@ -78,7 +94,7 @@ def control_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         *mode_steps(settings, seen),
         *mount_steps(settings, seen),
         *give_back_steps(settings, seen),
-        *_unit_steps(seen),
+        *_unit_steps(settings, seen),
     ]
 
 
@@ -214,6 +230,8 @@ def give_back_steps(settings: Settings, seen: Snapshot) -> list[Step]:
             "mount": f"mount -o remount,{value} {name}",
             "package": f"{apt.APT}apt purge {name} >/dev/null",
         }[kind]
+        if name == "usbguard":
+            command = f"{command}\n{_ADMIT_USB}"
         timeout = 3600 if kind == "package" else None
         found.append(Step(f"{kind} {name}: {value} as before, its control is off", command, timeout=timeout))
     return found
@@ -293,7 +311,7 @@ def _unload_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     return [Step("audit rules: are unloaded", command + files.clear_pending(wanted.AUDIT_UNIT))]
 
 
-def _unit_steps(seen: Snapshot) -> list[Step]:
+def _unit_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     found = []
     remount = seen.units.get(_REMOUNT_UNIT)
     if remount is not None and remount.needs_daemon_reload:
@@ -303,6 +321,11 @@ def _unit_steps(seen: Snapshot) -> list[Step]:
     lsm = seen.contents.get(_LSM, "").strip().split(",")
     if "apparmor" in lsm and _installed("apparmor", seen):
         found += units.steps(wanted.APPARMOR_UNIT, seen)
+    for unit in wanted.units(settings):
+        state = seen.units.get(unit)
+        # Older releases start some of them without a unit.
+        if state is not None and state.load == "loaded" and (unit != USB_UNIT or USB_BUS in seen.paths):
+            found += units.steps(unit, seen)
     return found
 
 
@@ -312,7 +335,12 @@ def _drop_ins(settings: Settings, seen: Snapshot) -> list[File]:
 
 
 def _packages(settings: Settings, seen: Snapshot) -> tuple[str, ...]:
-    return tuple(name for name in wanted.packages(settings) if name != "auditd" or not audit_obstacle(seen))
+    left_out = _HOSTS_ONLY if _IN_CONTAINER in seen.paths else frozenset()
+    return tuple(
+        name
+        for name in wanted.packages(settings)
+        if name not in left_out and (name != "auditd" or not audit_obstacle(seen))
+    )
 
 
 def _installed(name: str, seen: Snapshot) -> bool:

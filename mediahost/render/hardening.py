@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mediahost.config import Settings
-from mediahost.controls import CONTROLS, DISTRIBUTION_SYSCTLS, Assignment, Control, Insertion
+from mediahost.controls import (
+    CONTROLS,
+    DISTRIBUTION_SYSCTLS,
+    EVERY,
+    FORMERLY_EDITED,
+    OPTIONAL,
+    Assignment,
+    Control,
+    Insertion,
+)
 from mediahost.render import totp
 from mediahost.resources import File, text_file
 
@@ -71,10 +80,14 @@ def controls(settings: Settings) -> tuple[Control, ...]:
     return tuple(
         control
         for control in CONTROLS
-        if settings.hardening
-        and getattr(settings, control.switch)
-        and control.name not in settings.hardening_disabled
+        if settings.hardening and _asked(settings, control) and control.name not in settings.hardening_disabled
     )
+
+
+def _asked(settings: Settings, control: Control) -> bool:
+    if control.switch == OPTIONAL:
+        return not {control.name, EVERY}.isdisjoint(settings.hardening_optional)
+    return bool(getattr(settings, control.switch))
 
 
 def sysctls(settings: Settings, distribution: str) -> dict[str, str]:
@@ -137,6 +150,7 @@ def replacements(settings: Settings) -> tuple[File, ...]:
 def edits(settings: Settings) -> dict[str, list[Assignment | Insertion]]:
     """Changes inside the distribution's files, by path; a path without any gets its former lines back."""
     found: dict[str, list[Assignment | Insertion]] = {edit.path: [] for control in CONTROLS for edit in control.edits}
+    found |= {path: [] for path in FORMERLY_EDITED}
     for control in controls(settings):
         for edit in control.edits:
             found[edit.path].append(edit)
@@ -151,6 +165,11 @@ def modes(settings: Settings) -> dict[str, str]:
 def mounts(settings: Settings) -> dict[str, frozenset[str]]:
     """Options by mount point."""
     return {point: options for control in controls(settings) for point, options in control.mounts.items()}
+
+
+def units(settings: Settings) -> tuple[str, ...]:
+    """Units that must run, where what they belong to is installed."""
+    return tuple(unit for control in controls(settings) for unit in control.units)
 
 
 def packages(settings: Settings) -> tuple[str, ...]:

@@ -165,6 +165,8 @@ def options(settings: Settings, server: Server = Server()) -> tuple[tuple[str, s
         ("MaxStartups", settings.sshd_max_startups),
         ("ClientAliveInterval", str(settings.sshd_client_alive_interval)),
         ("ClientAliveCountMax", str(settings.sshd_client_alive_count_max)),
+        # A probe below the encryption, which others can answer; the two above it tell a dead client safely.
+        ("TCPKeepAlive", "no" if settings.sshd_client_alive_interval else "yes"),
         ("AllowAgentForwarding", "no"),
         ("AllowTcpForwarding", settings.sshd_allow_tcp_forwarding),
         ("GatewayPorts", "no"),

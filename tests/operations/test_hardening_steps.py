@@ -29,7 +29,10 @@ STOCK_FILES = {
     "/etc/pam.d/su": SU,
     "/etc/default/ufw": "IPV6=yes\nIPT_SYSCTL=/etc/ufw/sysctl.conf\n",
     "/etc/default/debsums": "CRON_CHECK=never\n",
-    "/proc/mounts": "tmpfs /dev/shm tmpfs rw,nosuid,nodev 0 0\n/dev/sda1 / ext4 rw,relatime 0 0\n",
+    "/etc/aide/aide.conf": "Checksums = H\ndatabase_attrs = Checksums\n",
+    "/etc/apt/listchanges.conf": "[apt]\nfrontend=pager\nwhich=both\nconfirm=false\n",
+    "/etc/usbguard/usbguard-daemon.conf": "PresentDevicePolicy=apply-policy\nPresentControllerPolicy=keep\n",
+    "/proc/mounts": "udev /dev devtmpfs rw,nosuid 0 0\ntmpfs /dev/shm tmpfs rw,nosuid,nodev 0 0\n",
     "/proc/cmdline": "root=/dev/sda1 ro\n",
     "/sys/kernel/security/lsm": "lockdown,capability,yama,apparmor\n",
 }
@@ -68,8 +71,10 @@ def hardened(settings: Settings | None = None, seen: Snapshot | None = None) -> 
     }
     contents = {**seen.contents}
     contents |= {path: marked.edited(contents[path], edits) for path, edits in wanted.edits(settings).items()}
-    options = ",".join(sorted({option for each in wanted.mounts(settings).values() for option in each}))
-    contents["/proc/mounts"] = f"tmpfs /dev/shm tmpfs rw,{options} 0 0\n"
+    mounts = {"/dev": {"nosuid"}, "/dev/shm": {"nosuid", "nodev"}, **wanted.mounts(settings)}
+    contents["/proc/mounts"] = "".join(
+        f"tmpfs {point} tmpfs rw,{','.join(sorted(options))} 0 0\n" for point, options in mounts.items()
+    )
     contents[hardening.FORMER_PATH] = note(settings, seen)
     return replace(
         seen,
@@ -257,6 +262,85 @@ def test_a_damaged_note_is_read_as_far_as_it_goes() -> None:
     assert hardening.former(seen) == {("sysctl", "vm.x"): "1"}
 
 
+# --- optional controls
+
+EVERY = Settings(hardening_optional=["all"], file_integrity=True)
+BUS = "/sys/bus/usb/devices"
+
+
+def equipped(seen: Snapshot) -> Snapshot:
+    """What a machine with a USB bus has when the optional controls are on."""
+    running = dict.fromkeys(("acct.service", "usbguard.service"), RUNNING)
+    return replace(seen, paths={**seen.paths, BUS: present("", "755", "directory")}, units={**seen.units, **running})
+
+
+def test_a_host_with_every_optional_control_is_no_step() -> None:
+    assert told(hardening.steps(EVERY, equipped(hardened(EVERY)))) == []
+    changes = told(hardening.steps(EVERY, stock()))
+    for words in (
+        "package acct: not installed",
+        "/etc/apt/listchanges.conf: our lines are missing or differ",
+        "/etc/aide/aide.conf: our lines are missing or differ",
+    ):
+        assert words in changes, "positive control"
+
+
+def test_with_the_optional_controls_off_their_packages_and_files_are_not_asked_for() -> None:
+    changes = "\n".join(told(hardening.steps(Settings(), stock())))
+    assert "package debsums" in changes, "positive control"
+    for words in ("acct", "needrestart", "listchanges", "usbguard", "udf", "/dev:"):
+        assert words not in changes
+
+
+def test_optional_controls_are_given_back() -> None:
+    changes = told(hardening.steps(Settings(), equipped(hardened(EVERY))))
+    for name in ("acct", "apt-listchanges", "needrestart", "usbguard", "aide-common"):
+        assert f"package {name}: absent as before, its control is off" in changes
+    assert "/etc/apt/listchanges.conf: our lines are not wanted any more" in changes
+    assert not [change for change in changes if "debsums" in change], "what is on by default stays"
+
+
+def test_when_usbguard_goes_the_kernel_admits_usb_devices_again() -> None:
+    steps = hardening.steps(Settings(), equipped(hardened(EVERY)))
+    command = of(steps, "package usbguard").command
+    assert command.index("apt purge usbguard") < command.index(f"{BUS}/usb*/authorized_default")
+    assert BUS not in of(steps, "package acct").command
+    assert subprocess.run(["sh", "-n"], input=command, text=True, capture_output=True, check=False).stderr == ""
+
+
+def test_what_a_package_starts_at_once_finds_our_files() -> None:
+    changes = told(hardening.steps(EVERY, stock()))
+    package = next(index for index, change in enumerate(changes) if "package usbguard: not installed" in change)
+    for path in ("usbguard.service.d/60-mediahost.conf", "rules.d/60-mediahost.conf", "conf.d/60-mediahost.conf"):
+        assert package > next(index for index, change in enumerate(changes) if path in change)
+
+
+def test_usbguard_must_run_where_there_is_a_bus_and_is_not_waited_for_elsewhere() -> None:
+    seen = equipped(hardened(EVERY))
+    dead = replace(RUNNING, active="inactive", sub="dead")
+    stopped = replace(seen, units={**seen.units, "usbguard.service": dead})
+    without = replace(stopped, paths={path: state for path, state in seen.paths.items() if path != BUS})
+    assert told(hardening.steps(EVERY, stopped)) == ["usbguard.service: inactive"]
+    assert hardening.steps(EVERY, without) == []
+
+
+def test_a_container_gets_neither_accounting_nor_a_guard_of_a_bus_that_is_its_hosts() -> None:
+    seen = stock()
+    container = replace(seen, paths={**seen.paths, "/run/systemd/container": present("")})
+    changes = told(hardening.steps(EVERY, container))
+    assert "package needrestart: not installed" in changes, "positive control"
+    assert not [change for change in changes if change.startswith(("package acct", "package usbguard"))]
+
+
+def test_lines_an_earlier_version_put_into_debsums_file_are_not_kept_as_the_former_ones() -> None:
+    path = "/etc/default/debsums"
+    theirs = "# mediahost set the next line, which was: CRON_CHECK=never\nCRON_CHECK=weekly\n"
+    seen = stock()
+    earlier = replace(seen, contents={**seen.contents, path: theirs})
+    changes = told(hardening.steps(Settings(), earlier))
+    assert changes.index(f"{path}: our lines are not wanted any more") < changes.index(f"{path}: content differs")
+
+
 # --- audit, AppArmor, AIDE
 
 
@@ -330,7 +414,7 @@ def test_a_release_without_aides_timer_is_not_asked_for_it() -> None:
 
 
 def test_the_snapshot_looks_at_everything_that_any_step_compares() -> None:
-    for settings in (Settings(), OFF, Settings(file_integrity=True)):
+    for settings in (Settings(), OFF, EVERY):
         request = hardening.request(settings)
         for control in CONTROLS:
             assert request.paths >= set(control.modes)

@@ -16,6 +16,8 @@ from mediahost.controls import (
     CONTROLS,
     IRREVERSIBLE_SYSCTLS,
     NAMES,
+    OPTIONAL,
+    OPTIONAL_NAMES,
     WAIVERS,
     Assignment,
     Insertion,
@@ -53,6 +55,7 @@ def test_every_control_has_a_name_of_its_own_a_sentence_a_source_and_a_switch_th
         assert control.does, control.name
         assert control.sources, control.name
         assert control.switch in Settings.model_fields, control.name
+        assert bool(control.price) == (control.switch == OPTIONAL), control.name
 
 
 def test_every_waiver_says_who_asks_and_why_it_is_left_out() -> None:
@@ -67,7 +70,10 @@ def test_the_table_in_the_docs_has_a_row_for_every_control_and_every_waiver() ->
         assert any(row.startswith(f"| `{control.name}` |") for row in rows), control.name
     for waiver in WAIVERS:
         assert any(waiver.asks in row and waiver.reason in row for row in rows), waiver.asks
-    assert {row.count("|") for row in rows} == {4, 5}, "two tables, of three and of four columns"
+    for control in CONTROLS:
+        if control.price:
+            assert any(row.endswith(f"| {control.price} |") for row in rows), control.name
+    assert {row.count("|") for row in rows} == {4, 5}, "tables of three and of four columns"
 
 
 # --- what Docker, WireGuard and the media need
@@ -81,7 +87,7 @@ def test_nothing_that_docker_wireguard_or_usb_disks_need_is_switched_off() -> No
     assert sysctls["net.ipv4.conf.all.rp_filter"] == "2"
     modules = {
         line.split()[1]
-        for control in CONTROLS
+        for control in hardening.controls(Settings())
         for file in control.files
         if file.path.startswith("/etc/modprobe.d/")
         for line in file.content.decode().splitlines()
@@ -90,6 +96,41 @@ def test_nothing_that_docker_wireguard_or_usb_disks_need_is_switched_off() -> No
     needed = {"usb-storage", "udf", "squashfs", "overlay", "veth", "bridge", "br_netfilter", "wireguard", "tun"}
     assert "cramfs" in modules, "positive control: modules are read from the files"
     assert not modules & needed
+
+
+def test_no_optional_control_touches_usb_disks_docker_or_the_modules_they_load() -> None:
+    every = read("nas", {"hardening_optional": ["all"]})
+    modules = text("/etc/modprobe.d/mediahost-disc-images.conf", every)
+    assert [line for line in modules.splitlines() if line.startswith("install")] == ["install udf /bin/true"]
+    assert hardening.sysctls(every, "debian") == hardening.sysctls(Settings(), "debian")
+    assert hardening.modes(every) == hardening.modes(Settings())
+
+
+def test_usb_disks_and_hubs_are_admitted_and_a_disk_that_types_is_not() -> None:
+    every = read("nas", {"hardening_optional": ["usb-devices"]})
+    path = "/etc/usbguard/rules.d/60-mediahost.conf"
+    first, second = [line for line in text(path, every).splitlines() if not line.startswith("#")]
+    # The first rule that fits decides.
+    assert first.startswith("block with-interface one-of")
+    assert {"02:*:*", "03:*:*", "0a:*:*", "e0:*:*"} <= set(first.split())
+    assert second == "allow with-interface one-of { 08:*:* 09:*:* }"
+    (rules,) = [file for file in hardening.files(every) if file.path == path]
+    assert rules.mode == "0600", "the daemon refuses rules that others can read"
+
+
+def test_where_the_kernel_has_no_usb_bus_its_guard_does_not_start() -> None:
+    every = read("nas", {"hardening_optional": ["usb-devices"]})
+    for unit in ("usbguard.service", "usbguard-dbus.service"):
+        drop_in = text(f"/etc/systemd/system/{unit}.d/60-mediahost.conf", every)
+        assert "\nConditionPathExists=/sys/bus/usb/devices\n" in drop_in
+
+
+def test_nothing_restarts_by_itself_and_nothing_waits_for_an_answer_after_an_installation() -> None:
+    every = read("nas", {"hardening_optional": ["stale-services", "package-news"]})
+    restarts = text("/etc/needrestart/conf.d/60-mediahost.conf", every)
+    assert restarts.splitlines()[-1] == "$nrconf{restart} = 'l';"
+    news = marked.edited("[apt]\nfrontend=pager\nconfirm=true\n", hardening.edits(every)["/etc/apt/listchanges.conf"])
+    assert {"frontend=text", "confirm=false", "email_address=none"} <= set(news.splitlines())
 
 
 def test_the_control_that_ages_passwords_does_not_let_them_expire() -> None:
@@ -136,6 +177,54 @@ def test_a_misspelt_control_is_told_with_the_name_that_was_meant() -> None:
         read("nas", {"hardening_disabled": ["umaks"]})
 
 
+def test_what_costs_more_is_off_until_it_is_named() -> None:
+    on = {control.name for control in hardening.controls(Settings())}
+    assert OPTIONAL_NAMES
+    assert not on & set(OPTIONAL_NAMES)
+    for name in OPTIONAL_NAMES:
+        named = {control.name for control in hardening.controls(read("nas", {"hardening_optional": [name]}))}
+        assert named - on == {name}
+
+
+def test_every_optional_control_is_meant_by_all_less_those_taken_out() -> None:
+    def added(**keys: object) -> set[str]:
+        on = hardening.controls(read("nas", {"hardening_optional": ["all"], **keys}))
+        return {control.name for control in on} & set(OPTIONAL_NAMES)
+
+    assert added() == set(OPTIONAL_NAMES)
+    assert added(hardening_disabled=["usb-devices"]) == set(OPTIONAL_NAMES) - {"usb-devices"}
+    assert added(hardening=False) == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("usb-device", "did you mean usb-devices"),
+        ("zzz", "choose from all, process-accounting"),
+        ("umask", "on by default"),
+    ],
+)
+def test_a_control_that_is_not_optional_is_refused_with_a_mend(value: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read("nas", {"hardening_optional": [value]})
+
+
+def test_debsums_reads_its_period_in_a_file_that_says_nothing_else_of_it() -> None:
+    """Lynis takes every line with the key for its value, comments too."""
+    (file,) = [file for file in hardening.replacements(Settings()) if file.path == "/etc/default/debsums"]
+    assert [line for line in file.content.decode().splitlines() if "CRON_CHECK" in line] == ["CRON_CHECK=weekly"]
+    assert hardening.edits(Settings())["/etc/default/debsums"] == [], "lines of an earlier version are taken out"
+
+
+def test_aide_compares_strong_checksums_only() -> None:
+    edits = hardening.edits(Settings(file_integrity=True))["/etc/aide/aide.conf"]
+    stock = "Checksums = H\ndatabase_attrs = Checksums\nStaticFile = m+c+Checksums\n"
+    lines = marked.edited(stock, edits).splitlines()
+    assert "Checksums = sha256+sha512" in lines
+    assert lines[2:] == stock.splitlines()[1:]
+    assert hardening.edits(Settings())["/etc/aide/aide.conf"] == []
+
+
 def test_audit_and_aide_have_keys_of_their_own() -> None:
     assert hardening.audit_file(Settings()) is not None
     assert hardening.audit_file(Settings(audit=False)) is None
@@ -155,7 +244,7 @@ def test_a_kernel_setting_of_the_users_own_is_left_to_the_user() -> None:
 
 
 def test_every_owned_file_carries_our_mark_or_is_named_after_us() -> None:
-    settings = Settings(file_integrity=True)
+    settings = Settings(file_integrity=True, hardening_optional=["all"])
     for path in hardening.owned(settings):
         assert "mediahost" in path.rpartition("/")[2], path
     replaced = {file.path for file in hardening.replacements(settings)}

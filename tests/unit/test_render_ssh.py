@@ -261,6 +261,11 @@ def test_a_match_block_that_weakens_nothing_is_not_told(content: str) -> None:
     assert ssh.weakening_matches({"/x": content}) == []
 
 
+def test_a_dead_client_is_told_by_one_probe_at_least() -> None:
+    assert values(settings(), Server(), "TCPKeepAlive") == ["no"]
+    assert values(settings(sshd_client_alive_interval=0), Server(), "TCPKeepAlive") == ["yes"]
+
+
 # --- public keys
 
 
