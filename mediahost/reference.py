@@ -100,7 +100,7 @@ _HARDENING_TAIL = """
   In a container, and with `audit=0`, there is no audit; a run says so.
 - **AIDE.** Its database is made once, at the end of the first run. After changes of your own:
   `aideinit -y -f && cp /var/lib/aide/aide.db.new /var/lib/aide/aide.db`. The same once on a host whose database was
-  made with other checksums than SHA-256 and SHA-512: AIDE would name every file.
+  made with more checksums than SHA-256 and SHA-512: until then AIDE still compares, and warns of every entry.
 - **USBGuard.** `usbguard list-devices -b` shows what is refused, `usbguard allow-device -p NUMBER` lets it in for
   good. Where the kernel has no USB bus, as in many virtual machines, its daemon does not start.
 - **AppArmor** needs a kernel that has it on; Debian's and Ubuntu's have. A run says so where it is off.
