@@ -127,6 +127,28 @@ def test_lynis_gives_the_host_its_mark_and_suggests_nothing_that_is_not_explaine
     assert home.changes() == []
 
 
+@pytest.mark.exhaustive
+def test_optional_controls_harm_no_unit_and_are_given_back(home: Home) -> None:
+    home.write_inventory(hardening_optional=["all"])
+    home.apply()
+    assert traces(home.machine) == {"lastcomm", "needrestart", "apt-listchanges", "usbguard", "/dev"}
+    # The machine has no USB bus: its guard must wait for one, not fail.
+    failed = home.machine.run("systemctl list-units --failed --plain --no-legend").stdout
+    assert not re.search("usbguard|acct|listchanges|remount-fs", failed), failed
+    home.write_inventory()
+    home.apply()
+    assert traces(home.machine) == set()
+    assert home.changes() == []
+
+
+def traces(machine: Machine) -> set[str]:
+    """What there is of the optional controls: programs, and /dev where nothing in it can be executed."""
+    programs = "for name in lastcomm needrestart apt-listchanges usbguard; do command -v $name; done"
+    found = {Path(line).name for line in machine.run(f"PATH=/usr/bin:/usr/sbin; {programs}; true").stdout.split()}
+    options = machine.run("findmnt -no OPTIONS /dev").stdout.strip().split(",")
+    return found | ({"/dev"} if "noexec" in options else set())
+
+
 def lynis(machine: Machine) -> tuple[int, list[str]]:
     """Lynis' hardening index of a machine, 0 to 100, and what it suggests."""
     machine.run("sudo apt-get -qq update && sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y lynis")
