@@ -51,7 +51,7 @@ class Request:
     first_lines: frozenset[str] = frozenset()
     """Files of which the first line is a secret, and what follows is somebody else's."""
     vpn: frozenset[str] = frozenset()
-    """What of the VPN: its "wall", its "tunnel", and from "inside" the default routes of containers."""
+    """What of the VPN: its "wall", its "tunnel", and from "inside" the default routes and walls of containers."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -148,7 +148,8 @@ class VpnState:
     into nftables, as the loader noted it: digest of the file and of the listing then; `listed` is that of now.
     `link` holds the words of the interface's first line, `addresses` its IPv4 addresses, `peer` what
     `mediahost.render.wall.peer` gives; all empty without an interface. `inside` maps the ids of running containers
-    to their default routes: gateway, interface.
+    to their default routes: gateway, interface. `inside_listed` has the digest of the table inside those that have
+    a route to the bridge's own block, `inside_recorded` what the loader noted: as `recorded`, then a block.
     """
 
     rules: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -159,6 +160,8 @@ class VpnState:
     addresses: tuple[str, ...] = ()
     peer: tuple[str, ...] = ()
     inside: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    inside_recorded: tuple[str, ...] = ()
+    inside_listed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -485,8 +488,21 @@ case $VPN in *inside*)
     printf '#container %s %s\n' "$pid" "${group%.scope}"
     files="$files /proc/$pid/net/route /proc/$pid/net/ipv6_route"
   done
-  [ -z "$files" ] || awk '$2 == "00000000" && $8 == "00000000" { print FILENAME, $3, $1 }
-    $1 ~ /^0+$/ && $2 == "00" && $NF != "lo" { print FILENAME, $5, $NF }' $files 2>/dev/null
+  # Who has a route to the block of the tunnel's network has an address in it.
+  [ -z "$files" ] || awk -v bridge="$VPN_BRIDGE" '
+    FILENAME == "/proc/net/route" { if ($1 == bridge) { to = $2; mask = $8 } next }
+    to != "" && $2 == to && $8 == mask && $1 != bridge { split(FILENAME, part, "/"); print "#confined", part[3] }
+    $2 == "00000000" && $8 == "00000000" { print FILENAME, $3, $1 }
+    $1 ~ /^0+$/ && $2 == "00" && $NF != "lo" { print FILENAME, $5, $NF }' /proc/net/route $files 2>/dev/null |
+    while read -r first second third; do
+      if [ "$first" = '#confined' ] && have nft; then
+        third=$(nsenter -t "$second" -n nft -st list table inet "$VPN_INSIDE" 2>/dev/null | sha256sum)
+        third=${third%% *}
+      fi
+      printf '%s %s %s\n' "$first" "$second" "$third"
+    done
+  printf '#about inside_recorded\n'
+  [ ! -r "$VPN_INSIDE_RECORD" ] || { read -r line <"$VPN_INSIDE_RECORD" && printf '%s\n' "$line"; }
 esac
 end vpn
 
@@ -585,7 +601,8 @@ def script(request: Request) -> str:
         f"SYSCTLS={words('/proc/sys/' + key.replace('.', '/') for key in request.sysctls)}",
         f"NFT_TABLES={words(request.nft_tables)}",
         f"VPN={words(request.vpn)} VPN_TABLE={TABLE} VPN_LINK={LINK}",
-        f"VPN_NFT={wall.NFT_TABLE} VPN_RECORD={wall.RECORD_PATH}",
+        f"VPN_NFT={wall.NFT_TABLE} VPN_RECORD={wall.RECORD_PATH} VPN_BRIDGE={BRIDGE}",
+        f"VPN_INSIDE={wall.INSIDE_TABLE} VPN_INSIDE_RECORD={wall.INSIDE_RECORD_PATH}",
         f"MODULI={words(request.moduli)}",
         f"PROBES={words(request.ssh_probes)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
@@ -870,6 +887,7 @@ def _vpn(about: dict[str, list[str]]) -> VpnState:
         rules[family] = tuple(rule for rule in found if f" iif {BRIDGE} " in rule)
         routes[family] = tuple(" ".join(words) for words in split if not words[0].endswith(":"))
     link = [line.split() for line in about.get("link", ())]
+    inside, inside_listed = _inside(about.get("inside", ()))
     return VpnState(
         rules=rules,
         routes=routes,
@@ -878,23 +896,28 @@ def _vpn(about: dict[str, list[str]]) -> VpnState:
         link=tuple(link[0]) if link else (),
         addresses=tuple(words[1] for words in link if words[:1] == ["inet"]),
         peer=tuple(about.get("peer", ())),
-        inside=_inside(about.get("inside", ())),
+        inside=inside,
+        inside_recorded=tuple((about.get("inside_recorded") or [""])[0].split()),
+        inside_listed=inside_listed,
     )
 
 
-def _inside(lines: Sequence[str]) -> dict[str, tuple[tuple[str, str], ...]]:
+def _inside(lines: Sequence[str]) -> tuple[dict[str, tuple[tuple[str, str], ...]], dict[str, str]]:
     containers: dict[str, str] = {}
     routes: dict[str, tuple[tuple[str, str], ...]] = {}
+    listed: dict[str, str] = {}
     for line in lines:
         first, second, third = line.split()
         if first == "#container":
             containers[second] = third
             routes[third] = ()
+        elif first == "#confined":
+            listed[containers[second]] = third
         else:
             # /proc/PID/net/route
             name = containers[first.split("/")[2]]
             routes[name] = (*routes[name], (_gateway(second), third))
-    return routes
+    return routes, listed
 
 
 def _gateway(hexadecimal: str) -> str:

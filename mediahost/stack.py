@@ -30,7 +30,7 @@ from mediahost.catalog import (
     unknown_service,
 )
 from mediahost.config import ConfigError, ConfigProblem, Settings
-from mediahost.vpn import BRIDGE, CLIENT, INSIDE, NETWORK, Vpn
+from mediahost.vpn import BRIDGE, CLIENT, INSIDE, INSIDE_BRIDGE, NETWORK, Vpn
 
 PROJECT = "mediahost"
 PROXY = "caddy"
@@ -296,7 +296,8 @@ def build_stack(settings: Settings, catalog: Mapping[str, Service], host: str, s
     if vpn is not None:
         # Outside the packets of Gluetun, which make room for the tunnel's own headers, nothing knows of its MTU.
         mtu = vpn.tunnel.mtu if vpn.mode == "host" else None
-        known += (Network(NETWORK, subnet=vpn.subnet, bridge=BRIDGE, mtu=mtu), Network(INSIDE, internal=True))
+        known += (Network(NETWORK, subnet=vpn.subnet, bridge=BRIDGE, mtu=mtu),)
+        known += (Network(INSIDE, internal=True, bridge=INSIDE_BRIDGE),)
         for name, network in confinement.multi_homed(services, known, vpn):
             mend = (
                 f"would be in the network {network} too, which is a way past the tunnel; this is a fault of mediahost"

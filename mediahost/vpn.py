@@ -18,6 +18,8 @@ NETWORK = "vpn"
 """The compose network on that bridge."""
 INSIDE = "confined"
 """The internal compose network (no way out at all) on which the proxy and the arrs reach confined services."""
+INSIDE_BRIDGE = "br-confined"
+"""Its bridge."""
 TABLE = 51820
 """Routing table of what comes from the bridge."""
 CLIENT = "gluetun"

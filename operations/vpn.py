@@ -7,6 +7,7 @@ Nothing of it can lock anybody out, so no guard is needed: every rule names the 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import posixpath
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from operations.convergence import Step, converge
 
 _NETWORK = f"{PROJECT}_{NETWORK}"
 _DISABLE_IPV6 = f"net.ipv6.conf.{BRIDGE}.disable_ipv6"
+_NOTHING = hashlib.sha256(b"").hexdigest()
 _PATHS = (*wall.PATHS, forwarding.CONFIGURATION_PATH, forwarding.PROGRAM_PATH, forwarding.UNIT_PATH)
 
 _LOAD = f"systemctl start {wall.WALL_UNIT}\nsystemctl reload {wall.WALL_UNIT}"
@@ -137,10 +139,8 @@ def tunnel_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     vpn = _walled(wanted)
     if vpn is None:
         return []
-    restart = f"systemctl restart {wall.TUNNEL_UNIT}"
-    if wall.holds_tunnel(vpn):
-        # What the service would do in a moment, so that this run sees how it ends.
-        restart += f"\n{_SETTLE}"
+    # What the service would do in a moment, so that this run sees how it ends.
+    restart = f"systemctl restart {wall.TUNNEL_UNIT}\n{_SETTLE}"
     found = _unit_steps(wall.TUNNEL_UNIT, wall.TUNNEL_UNIT_PATH, seen, restart, "the tunnel stays up")
     if not wall.holds_tunnel(vpn) or any(restart in step.command for step in found):
         return found
@@ -277,8 +277,33 @@ def _stopped(unit: str) -> str:
     return f"if systemctl -q cat {unit} >/dev/null 2>&1; then systemctl -q disable --now {unit}; fi"
 
 
+def inside_wall_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
+    """The wall inside each confined container, as it was loaded. The watch loads it when a container starts."""
+    vpn = _walled(wanted)
+    if vpn is None:
+        return []
+    state = seen.vpn
+    (ruleset,) = [file for file in wall.tunnel_files(vpn) if file.path == wall.INSIDE_PATH]
+    on_disk = seen.paths.get(wall.INSIDE_PATH)
+    told = []
+    for container in seen.containers:
+        # Who shares another's namespace is behind that one's wall.
+        if container.state != "running" or _NETWORK not in container.networks or container.id not in state.inside:
+            continue
+        listed = state.inside_listed.get(container.id, _NOTHING)
+        what = f"service {container.service}: the wall inside its network"
+        if listed == _NOTHING:
+            told.append(f"{what} is missing")
+        elif len(state.inside_recorded) != 3 or state.inside_recorded[1] != listed:
+            told.append(f"{what} is not as it was loaded")
+        elif state.inside_recorded[0] != ruleset.sha256 and on_disk and on_disk.sha256 == ruleset.sha256:
+            # Where the file is still to be written, the watch that it restarts loads it.
+            told.append(f"{what} is an older one")
+    return [*map(Step, told[:-1]), *(Step(change, _SETTLE) for change in told[-1:])]
+
+
 def inside_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
-    """Confined containers whose default route is not the tunnel's network. The wall cannot see that traffic."""
+    """Confined containers whose default route is not the tunnel's network. The wall inside drops that traffic."""
     vpn = _walled(wanted)
     if vpn is None:
         return []
@@ -303,6 +328,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *file_steps(wanted, seen),
         *wall_steps(wanted, seen),
         *tunnel_steps(wanted, seen),
+        *inside_wall_steps(wanted, seen),
         *port_steps(wanted, seen),
         *port_unit_steps(wanted, seen),
         *off_steps(wanted, seen),
@@ -337,6 +363,16 @@ def tunnelled(wanted: Wanted):  # type: ignore[no-untyped-def]
     + wanted: the host as it should be
     """
     yield from converge(lambda seen: tunnel_steps(wanted, seen))
+
+
+@operation()
+def inside(wanted: Wanted):  # type: ignore[no-untyped-def]
+    """
+    The wall inside each confined container.
+
+    + wanted: the host as it should be
+    """
+    yield from converge(lambda seen: inside_wall_steps(wanted, seen))
 
 
 @operation()
@@ -381,7 +417,9 @@ def provision(wanted: Wanted) -> None:
 
 @deploy("vpn")
 def finish(wanted: Wanted) -> None:
-    """The second half: the forwarded port, and what is switched off taken away."""
+    """The second half: the wall inside the containers, the forwarded port, what is switched off taken away."""
+    if _walled(wanted) is not None:
+        inside(name="wall inside", wanted=wanted)
     port_prepared(name="forwarded port", wanted=wanted)
     port_followed(name="forwarded port followed", wanted=wanted)
     removed(name="what is switched off", wanted=wanted)

@@ -5,6 +5,9 @@ where Gluetun holds the tunnel). Two layers say so, each by itself: a routing ta
 an nftables table of our own, which UFW, Docker and Fail2Ban do not know. Both are loaded before there is a network
 and are never opened by a stop (docs/decisions/vpn-wall.md).
 
+A second network that somebody gives a confined container by hand is another way out, with other addresses, which
+neither layer knows. So there is a third wall inside each confined container's own network namespace.
+
 Nothing here may concern traffic that is neither the bridge's, nor its subnet's, nor the tunnel's: SSH and the rest
 of the host must work as if it were not there.
 """
@@ -20,10 +23,11 @@ from mediahost import wireguard
 from mediahost.config import Settings
 from mediahost.render import forwarding
 from mediahost.resources import MARK, File, text_file
-from mediahost.vpn import BRIDGE, LINK, TABLE, Vpn
+from mediahost.vpn import BRIDGE, INSIDE_BRIDGE, LINK, TABLE, Vpn
 
 NFT_TABLE = forwarding.TABLE
-"""Of family inet."""
+"""Of family inet, as the one inside."""
+INSIDE_TABLE = "mediahost_inside"
 
 WALL_UNIT = "mediahost-vpn-wall.service"
 TUNNEL_UNIT = "mediahost-vpn.service"
@@ -37,6 +41,8 @@ DOCKER_PATH = f"{_UNITS}/docker.service.d/mediahost-vpn.conf"
 NETWORKD_PATH = "/etc/systemd/networkd.conf.d/90-mediahost-vpn.conf"
 SYSCTL_PATH = "/etc/sysctl.d/90-mediahost-vpn.conf"
 RULESET_PATH = "/etc/mediahost/vpn/wall.nft"
+INSIDE_PATH = "/etc/mediahost/vpn/inside.nft"
+"""The ruleset for the confined containers' own namespaces; `nft -D internal=BLOCK` loads it."""
 CONFIGURATION_PATH = "/etc/mediahost/vpn/wireguard.conf"
 """0600: holds the private key, as wg(8) reads it."""
 WALL_PATH = "/usr/local/lib/mediahost/vpn-wall"
@@ -50,6 +56,7 @@ PATHS = (
     WALL_UNIT_PATH,
     WATCH_PATH,
     WALL_PATH,
+    INSIDE_PATH,
     RULESET_PATH,
 )
 """Every path of this module, in the order in which they go: the last one stands for all that is left to do."""
@@ -57,6 +64,10 @@ PATHS = (
 RUN_DIRECTORY = "/run/mediahost-vpn"
 RECORD_PATH = f"{RUN_DIRECTORY}/wall"
 """SHA-256 of the ruleset that was loaded, and of what `nft -st list table` said of it then."""
+INSIDE_RECORD_PATH = f"{RUN_DIRECTORY}/inside"
+"""The same of the wall inside, which is alike in all namespaces; then the internal network that it allows."""
+NAMESPACES = "/run/docker/netns"
+"""Where Docker has a file for each network namespace that it made."""
 
 MARKED = 0x6D656469
 """Packet mark of answers to the home network. Without the table there is no mark, and they go into the tunnel."""
@@ -74,6 +85,11 @@ COUNTERS = {
     "dropped_astray": "with forged addresses, or with theirs by another way",
 }
 """Named counters of dropped packets, and what each counts. A reload of the table sets them to zero."""
+
+INSIDE_COUNTER = "dropped_inside"
+"""Named counter of the table inside a container."""
+_CLIENT_LINK = "tun0"
+"""Gluetun's tunnel (its default; a user cannot change it)."""
 
 _TEMPLATES = Path(__file__).resolve().parent.parent.parent / "templates" / "vpn"
 
@@ -142,8 +158,37 @@ def ruleset(vpn: Vpn, settings: Settings) -> str:
             f"\tmap {forwarding.MAP} {{\n\t\ttype inet_proto . inet_service : ipv4_addr . inet_service\n\t}}\n\n"
         )
         chains.append(_chain("forwarded_port", "nat", "prerouting", "dstnat - 10", _forwarded_port(vpn)))
-    head = f"# {MARK}\ntable inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\ntable inet {NFT_TABLE} {{\n"
-    return head + declared + "\n".join(chains) + "}\n"
+    return _table(NFT_TABLE, declared + "\n".join(chains))
+
+
+def inside_ruleset(vpn: Vpn) -> str:
+    """The nftables file for the namespace of a confined container. Loading it replaces the table in one transaction.
+
+    It goes by the sender: with the addresses of the tunnel's network a packet meets the host's wall whatever way it
+    takes, on the internal network it stays, and every other address is one of a network that somebody added. The
+    internal network's block is Docker's choice: `$internal` is given when it is loaded.
+    """
+    neighbours = "ip6 saddr fe80::/10 icmpv6 type nd-neighbor"
+    found = [
+        'oifname "lo" accept',
+        f"ip saddr {vpn.subnet} accept",
+        "ip saddr $internal ip daddr $internal accept",
+        # What it asks and answers about neighbours is never forwarded by anybody (RFC 4861).
+        *(f"{neighbours}-{kind} accept" for kind in ("solicit", "advert")),
+    ]
+    if not holds_tunnel(vpn):
+        # What Gluetun puts into its own tunnel; the encrypted packets have the network's address.
+        found.append(f'oifname "{_CLIENT_LINK}" meta nfproto ipv4 accept')
+    found.append(f'counter name "{INSIDE_COUNTER}" drop')
+    # Also what is only forwarded there. Before srcnat, as on the host.
+    chain = _chain("leaving", "filter", "postrouting", "filter + 10", found)
+    counter = f'\tcounter {INSIDE_COUNTER} {{\n\t\tcomment "by another network than the tunnel\'s"\n\t}}\n\n'
+    return _table(INSIDE_TABLE, counter + chain)
+
+
+def _table(name: str, body: str) -> str:
+    """A file that makes the table, or replaces it."""
+    return f"# {MARK}\ntable inet {name}\ndelete table inet {name}\ntable inet {name} {{\n{body}}}\n"
 
 
 def _chain(name: str, kind: str, hook: str, priority: str, found: Iterable[str]) -> str:
@@ -313,6 +358,7 @@ def system_files(vpn: Vpn) -> tuple[File, ...]:
 def tunnel_files(vpn: Vpn) -> tuple[File, ...]:
     """What `TUNNEL_UNIT` runs on. In mode container it only watches over the wall."""
     found = (
+        File(INSIDE_PATH, inside_ruleset(vpn).encode(), check=f"nft -c -D internal={vpn.subnet} -f {{}}"),
         File(WATCH_PATH, _script("/bin/bash", _watch_values(vpn), "watch.sh"), mode="0755", check="bash -n {}"),
         text_file(TUNNEL_UNIT_PATH, *_TUNNEL_UNIT),
     )
@@ -353,6 +399,13 @@ def _watch_values(vpn: Vpn) -> dict[str, str | int]:
         "WALL": WALL_PATH,
         "LOCK": f"{RUN_DIRECTORY}/tunnel.lock",
         "POLL": _POLL,
+        "BRIDGE": BRIDGE,
+        "SUBNET": vpn.subnet,
+        "INSIDE": INSIDE_PATH,
+        "INSIDE_TABLE": INSIDE_TABLE,
+        "INSIDE_RECORD": INSIDE_RECORD_PATH,
+        "INSIDE_BRIDGE": INSIDE_BRIDGE,
+        "NAMESPACES": NAMESPACES,
         "LINK": "",
     }
     if not holds_tunnel(vpn):

@@ -38,6 +38,10 @@ _PEER_ELSEWHERE = (
     f"wg set {LINK} peer $peer endpoint 10.77.0.9:51820 allowed-ips 0.0.0.0/0 persistent-keepalive 25"
 )
 
+_INSIDE_GONE = (
+    f"for name in {wall.NAMESPACES}/*; do nsenter --net=$name nft delete table inet {wall.INSIDE_TABLE} || true; done"
+)
+
 DRIFTS = (
     Drift(
         "the rule that sends the bridge into the tunnel",
@@ -83,6 +87,12 @@ DRIFTS = (
     Drift("the table of rules", f"nft delete table {_TABLE}", (_NOT_AS_LOADED,)),
     Drift("a chain emptied", f"nft flush chain {_TABLE} leaving", (_NOT_AS_LOADED,)),
     Drift("a rule of nftables added", f"nft insert rule {_TABLE} leaving accept", (_NOT_AS_LOADED,)),
+    Drift(
+        "the wall inside the containers",
+        _INSIDE_GONE,
+        ("vpn | wall inside: service ",),
+        alone=False,
+    ),
     Drift("the interface", f"ip link delete {LINK}", (f"vpn | tunnel: {LINK}: is not there",)),
     Drift(
         "the interface down",

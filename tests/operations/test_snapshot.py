@@ -451,7 +451,10 @@ THEIRS 203.0.113.5:51820 0.0.0.0/0 25
 #container 17 abc
 #container 18 def
 /proc/17/net/route 011D1DAC eth0
+#confined 17 cc
 /proc/17/net/ipv6_route fe800000000000000000000000000001 eth1
+#about inside_recorded
+dd cc 172.30.0.0/16
 #end vpn
 #begin engine
 {"Version":"29.7.0","ApiVersion":"1.54"}
@@ -571,6 +574,8 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             addresses=("10.2.0.2/32",),
             peer=("OURS", "THEIRS 203.0.113.5:51820 0.0.0.0/0 25"),
             inside={"abc": (("172.29.29.1", "eth0"), ("fe80::1", "eth1")), "def": ()},
+            inside_recorded=("dd", "cc", "172.30.0.0/16"),
+            inside_listed={"abc": "cc"},
         ),
         rollback_armed="2026-11-21 12:05:30 UTC",
         rolled_back="2026-11-20 09:00:00 UTC",

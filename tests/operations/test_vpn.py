@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,55 @@ def test_without_the_hosts_wall_gluetun_goes_on_and_the_wall_is_removed() -> Non
 def inside(*routes: tuple[str, str], networks: frozenset[str] = frozenset({"mediahost_vpn"})) -> Snapshot:
     container = ContainerState("abc123", "qbittorrent", "h", "image", "running", "healthy", networks, "mediahost")
     return Snapshot(containers=(container,), vpn=VpnState(inside={"abc123": routes}))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("record", "listed", "change"),
+    [
+        ("{sha} listing 172.30.0.0/16", "listing", ""),
+        ("{sha} listing 172.30.0.0/16", hashlib.sha256(b"").hexdigest(), "is missing"),
+        ("{sha} listing 172.30.0.0/16", None, "is missing"),
+        ("{sha} listing 172.30.0.0/16", "other", "is not as it was loaded"),
+        ("", "listing", "is not as it was loaded"),
+        ("other listing 172.30.0.0/16", "listing", "is an older one"),
+    ],
+)
+def test_the_wall_inside_each_confined_container_is_compared_and_mended(
+    mode: str, record: str, listed: str | None, change: str
+) -> None:
+    wanted = plan(mode)
+    host = as_wanted(wanted)
+    (ruleset,) = [file for file in wall.files(wanted.vpn, wanted.settings) if file.path == wall.INSIDE_PATH]
+    state = replace(
+        host.vpn,
+        inside={"abc123": (), "def": ()},
+        inside_recorded=tuple(record.format(sha=ruleset.sha256).split()),
+        inside_listed={} if listed is None else {"abc123": listed},
+    )
+    (one,) = inside().containers
+    others = (
+        replace(one, id="def", service="sonarr", networks=frozenset({"mediahost_apps"})),
+        replace(one, id="gone", state="exited"),
+    )
+    steps = vpn.steps(wanted, replace(host, vpn=state, containers=(one, *others)))
+    assert told(steps) == ([f"service qbittorrent: the wall inside its network {change}"] if change else [])
+    assert [step.command for step in steps] == [f"{wall.WATCH_PATH} settle"] * bool(change)
+
+
+def test_an_older_wall_inside_is_no_change_of_its_own_where_its_file_is_still_to_be_written() -> None:
+    wanted = plan()
+    host = as_wanted(wanted)
+    paths = {**host.paths, wall.INSIDE_PATH: replace(host.paths[wall.INSIDE_PATH], sha256="older")}
+    state = replace(
+        host.vpn,
+        inside={"abc123": ()},
+        inside_recorded=("older", "listing", "172.30.0.0/16"),
+        inside_listed={"abc123": "listing"},
+    )
+    (step,) = vpn.steps(wanted, replace(host, paths=paths, vpn=state, containers=inside().containers))
+    assert step.change == f"{wall.INSIDE_PATH}: content differs"
+    assert f"pending/{wall.TUNNEL_UNIT}" in step.command
 
 
 def test_a_confined_container_whose_default_route_is_the_tunnels_network_is_no_step() -> None:

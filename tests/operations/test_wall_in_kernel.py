@@ -12,14 +12,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from facts.snapshot import PathState, Request, Snapshot, parse, script
+from facts.snapshot import ContainerState, PathState, Request, Snapshot, parse, script
 from mediahost import wireguard
 from mediahost.config import read
 from mediahost.render import wall
@@ -168,7 +168,7 @@ class Host:
         self.vpn = vpn
         for file in wall.files(vpn, SETTINGS):
             text = file.content.decode()
-            for path in (*wall.PATHS, wall.RECORD_PATH, "/run/mediahost-vpn/tunnel.lock"):
+            for path in (*wall.PATHS, wall.RECORD_PATH, wall.INSIDE_RECORD_PATH, "/run/mediahost-vpn/tunnel.lock"):
                 text = text.replace(f"={path}\n", f"={self.root}{path}\n")
             text = text.replace("PATH=/usr/sbin:", f"PATH={self.root}/bin:{os.environ['PATH']}:/usr/sbin:")
             here = Path(f"{self.root}{file.path}")
@@ -204,9 +204,11 @@ class Host:
         return int(told.partition("packets ")[2].split()[0])
 
     def snapshot(self, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
-        monkeypatch.setattr(wall, "RECORD_PATH", f"{self.root}{wall.RECORD_PATH}")
-        request = Request(vpn=frozenset({"wall", "tunnel"}))
+        for name in ("RECORD_PATH", "INSIDE_RECORD_PATH"):
+            monkeypatch.setattr(wall, name, f"{self.root}{getattr(wall, name)}")
+        request = Request(vpn=frozenset({"wall", "tunnel", "inside"}))
         text = script(request).replace("export LC_ALL=C PATH=", f"export LC_ALL=C PATH={self.root}/bin:$PATH:")
+        text = text.replace(" /sys/fs/cgroup/docker/*/", f" {self.root}/cgroup/*/")
         done = self.run("exec sh -s", input=text)
         monkeypatch.undo()
         return parse(done.stdout.splitlines(), request)
@@ -623,3 +625,205 @@ def test_the_watch_mends_by_itself_what_is_gone(host: Host) -> None:
     finally:
         watch.terminate()
         watch.wait()
+
+
+# --- inside the container's own namespace
+
+# Docker's file of each namespace; that of containers with the host's own network is called so. Then its bridge, as
+# `docker network connect bridge` leads into it: where no priority is known the default route moves there.
+_DOCKER = """
+mount -t sysfs none /sys
+mkdir -p /run/docker
+ln -s /run/netns /run/docker/netns
+touch /run/netns/default
+mount --bind /proc/self/ns/net /run/netns/default
+ip link add docker0 type bridge
+ip link set docker0 up
+ip address add 172.17.0.1/16 dev docker0
+nft add rule ip docker post ip saddr 172.17.0.0/16 oifname != docker0 masquerade
+"""
+_ATTACH = """
+ip link add second type veth peer name eth1 netns container
+ip link set second master docker0 up
+ip -n container address add 172.17.0.2/16 dev eth1
+ip -n container link set eth1 up
+ip -n container route replace default via 172.17.0.1
+"""
+_INSIDE_TABLE = f"inet {wall.INSIDE_TABLE}"
+
+
+def has_inside(host: Host, namespace: str = "container") -> bool:
+    enter = f"ip netns exec {namespace} " if namespace else ""
+    return wall.INSIDE_TABLE in host.run(f"{enter}nft list tables").stdout
+
+
+def refused_inside(host: Host) -> int:
+    told = host.run(f"ip netns exec container nft list counter {_INSIDE_TABLE} {wall.INSIDE_COUNTER}").stdout
+    return int(told.partition("packets ")[2].split()[0])
+
+
+def until(claim: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := claim()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def docker(host: Host) -> Host:
+    """With Docker's files and its own bridge, and each namespace looked at once."""
+    host.run(_DOCKER)
+    host.settle()
+    return host
+
+
+def test_a_second_network_attached_by_hand_leads_nowhere(docker: Host) -> None:
+    through, past = docker.sends()
+    assert (through > 10, past) == (True, 0), "the wall inside stops nothing that goes into the tunnel"
+    docker.run(_ATTACH)
+    assert docker.sends() == (0, 0)
+    assert refused_inside(docker) > 10
+    docker.run(f"ip netns exec container nft delete table {_INSIDE_TABLE}")
+    # The control. A port that comes up forwards after a moment.
+    assert docker.sends(seconds=3)[1] > 10, "without the wall inside it leaves"
+
+
+def test_with_the_tunnels_address_nothing_leaves_by_a_second_network_either(docker: Host) -> None:
+    docker.run(_ATTACH)
+    docker.run(f"ip -n container route replace default via 172.17.0.1 src {CONTAINER}")
+    assert docker.sends(seconds=3) == (0, 0)
+    assert docker.dropped("astray") > 10
+    docker.run(f"nft delete table inet {wall.NFT_TABLE}")
+    assert docker.sends()[1] > 10, "without the host's wall it leaves"
+
+
+def test_ipv6_of_a_second_network_goes_nowhere(docker: Host) -> None:
+    docker.run(_ATTACH)
+    docker.run(
+        "ip address add fd17::1/64 dev docker0 nodad; ip -n container address add fd17::2/64 dev eth1 nodad; "
+        "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; ip -n container -6 route add default via fd17::1; "
+        "ip -6 address add fd77::2/64 dev up0 nodad; ip -n internet -6 address add fd77::9/64 dev eth0 nodad; "
+        "ip netns exec internet nft 'add table ip6 c; "
+        "add chain ip6 c in { type filter hook prerouting priority raw; }; "
+        "add rule ip6 c in ip6 saddr fd17::2 counter'"
+    )
+    program = _SENDER.replace("AF_INET,", "AF_INET6,")
+
+    def arrived() -> int:
+        docker.run(docker.python("container", program, "fd77::9", 3, 9))
+        told = docker.run("ip netns exec internet nft list chain ip6 c in").stdout
+        return int(told.partition("packets ")[2].split()[0])
+
+    assert arrived() == 0
+    docker.run(f"ip netns exec container nft delete table {_INSIDE_TABLE}")
+    assert arrived() > 10
+
+
+def test_the_host_itself_and_who_is_not_in_the_tunnels_network_get_no_wall_inside(docker: Host) -> None:
+    assert "172.29.29.1/24" in docker.run("nsenter --net=/run/docker/netns/default ip address").stdout
+    assert has_inside(docker)
+    assert not has_inside(docker, "")
+    assert not has_inside(docker, "internet")
+
+
+def test_on_the_internal_network_it_is_reached_and_from_there_nothing_leaves(docker: Host) -> None:
+    docker.run(
+        "ip netns add proxy; ip link add br-confined type bridge; ip link set br-confined up; "
+        "ip address add 172.30.0.1/24 dev br-confined; "
+        "ip link add inner type veth peer name eth2 netns container; ip link set inner master br-confined up; "
+        "ip -n container address add 172.30.0.5/24 dev eth2; ip -n container link set eth2 up; "
+        "ip link add outer type veth peer name eth0 netns proxy; ip link set outer master br-confined up; "
+        "ip -n proxy address add 172.30.0.6/24 dev eth0; ip -n proxy link set eth0 up"
+    )
+    listens = docker.python("container", _SERVER, 8090)
+    asks = docker.python("proxy", _ASK, "172.30.0.5", 8090)
+    assert docker.run(f"{listens} & a=$!; sleep 4; {asks} && echo answered; kill $a").stdout == "", "not known yet"
+    docker.settle()
+    assert docker.run(f"{listens} & a=$!; {asks} && echo answered; kill $a").stdout.split() == ["answered"]
+    docker.run(_ATTACH)
+    docker.run("ip -n container route replace default via 172.17.0.1 src 172.30.0.5")
+    assert docker.sends(seconds=3) == (0, 0)
+    assert refused_inside(docker) > 10
+
+
+def test_what_a_container_puts_into_its_own_tunnel_passes_and_its_loopback_too(bare: Host) -> None:
+    bare.put(replace(VPN, mode="container"))
+    bare.run(_DOCKER)
+    bare.settle()
+    bare.run(
+        "ip link add tun0 netns container type veth peer name eth0 netns far; ip -n far link set eth0 up; "
+        f"ip -n far address add {FAR}/32 dev lo; ip -n container address add 10.2.0.2/32 dev tun0; "
+        "ip -n container link set tun0 up; ip -n container route replace default dev tun0; "
+        "ip -n far route add 10.2.0.2 dev eth0"
+    )
+    through, past = bare.sends()
+    assert (through > 10, past) == (True, 0)
+    listens, asks = bare.python("container", _SERVER, 9999), bare.python("container", _ASK, "127.0.0.1", 9999)
+    assert bare.run(f"{listens} & a=$!; {asks} && echo answered; kill $a").stdout.split() == ["answered"]
+    bare.run(_ATTACH)
+    assert bare.sends(seconds=3) == (0, 0)
+    assert refused_inside(bare) > 10
+
+
+def test_the_watch_walls_a_new_namespace_at_once_and_mends_the_wall_inside(docker: Host) -> None:
+    watch = docker.start_watch()
+    try:
+        time.sleep(2)
+        docker.run(
+            "ip netns add other; ip link add port2 type veth peer name eth0; ip link set port2 master br-vpn up; "
+            "ip link set eth0 netns other; ip -n other address add 172.29.29.6/24 dev eth0; "
+            "ip -n other link set eth0 up"
+        )
+        assert until(lambda: has_inside(docker, "other"), 2)
+        docker.run(f"ip netns exec other nft delete table {_INSIDE_TABLE}")
+        docker.run(f"ip netns exec container nft flush chain {_INSIDE_TABLE} leaving")
+        assert until(lambda: has_inside(docker, "other"), 14)
+        docker.run(_ATTACH)
+        assert docker.sends(seconds=3) == (0, 0)
+        # Taken out of the tunnel's network it keeps its wall.
+        docker.run(f"ip -n container address del {CONTAINER}/24 dev eth0; ip link delete port")
+        docker.run(f"ip netns exec container nft delete table {_INSIDE_TABLE}")
+        assert until(lambda: has_inside(docker), 14)
+    finally:
+        watch.terminate()
+        watch.wait()
+
+
+def test_drift_of_the_wall_inside_is_told_and_mended(docker: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = docker.root / "pid"
+    inner = subprocess.Popen(
+        ["nsenter", "-t", str(docker.holder.pid), "-U", "-n", "-m", "--preserve-credentials", "sh", "-c"]
+        + [f"exec ip netns exec container sh -c 'echo $$ >{ready}; exec sleep 100'"]
+    )
+    try:
+        assert until(lambda: ready.exists() and bool(ready.read_text()), 5)
+        group = docker.root / "cgroup/abc"
+        group.mkdir(parents=True)
+        (group / "cgroup.procs").write_text(ready.read_text())
+        container = ContainerState(
+            "abc", "qbittorrent", "h", "image", "running", "healthy", frozenset({"mediahost_vpn"}), "mediahost"
+        )
+
+        def told() -> list[str]:
+            wanted = next(file for file in wall.files(VPN, SETTINGS) if file.path == wall.INSIDE_PATH)
+            paths = {wanted.path: PathState("file", "644", "0", "0", "root", "root", wanted.sha256)}
+            seen = replace(docker.snapshot(monkeypatch), containers=(container,), paths=paths)
+            assert seen.vpn.inside == {"abc": (("172.29.29.1", "eth0"),)}
+            return [step.change for step in stage.inside_wall_steps(_Wanted(), seen)]  # type: ignore[arg-type]
+
+        what = "service qbittorrent: the wall inside its network"
+        assert told() == []
+        for drift, difference in (
+            (f"delete table {_INSIDE_TABLE}", "is missing"),
+            (f"insert rule {_INSIDE_TABLE} leaving accept", "is not as it was loaded"),
+        ):
+            docker.run(f"ip netns exec container nft {drift}")
+            assert told() == [f"{what} {difference}"]
+            docker.settle()
+            assert told() == []
+        docker.put(replace(VPN, subnet="172.29.29.0/25"))
+        docker.settle()
+        assert told() == [f"{what} is an older one"], "this plan wants the other block"
+    finally:
+        inner.kill()
+        inner.wait()

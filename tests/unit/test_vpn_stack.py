@@ -412,6 +412,7 @@ def test_the_bridge_has_the_name_subnet_and_mtu_that_the_wall_relies_on() -> Non
     assert document()["networks"]["confined"] == {
         "name": "mediahost_confined",
         "driver": "bridge",
+        "driver_opts": {"com.docker.network.bridge.name": "br-confined"},
         "internal": True,
         "enable_ipv6": False,
     }

@@ -110,6 +110,36 @@ def test_interfaces_are_named_and_not_numbered_so_it_loads_before_they_exist(vpn
     assert re.findall(r"\b[io]if\b", wall.ruleset(vpn, SETTINGS)) == []
 
 
+@every_vpn
+def test_inside_a_container_a_packet_leaves_with_an_address_of_the_tunnels_network_or_stays_inside(vpn: Vpn) -> None:
+    text = file(wall.INSIDE_PATH, vpn).content.decode()
+    ((base, rules),) = chains(text).values()
+    assert base
+    assert rules[-1] == f'counter name "{wall.INSIDE_COUNTER}" drop'
+    accepted = {rule.removesuffix(" accept") for rule in rules if rule.endswith(" accept")}
+    assert len(accepted) == len(rules) - 1
+    tunnel = {'oifname "tun0" meta nfproto ipv4'} if vpn.mode == "container" else set()
+    assert accepted == tunnel | {
+        'oifname "lo"',
+        f"ip saddr {SUBNET}",
+        "ip saddr $internal ip daddr $internal",
+        *(f"ip6 saddr fe80::/10 icmpv6 type nd-neighbor-{kind}" for kind in ("solicit", "advert")),
+    }
+
+
+@every_vpn
+def test_the_table_inside_has_a_name_of_its_own_and_is_replaced_in_one_transaction(vpn: Vpn) -> None:
+    text = wall.inside_ruleset(vpn)
+    assert re.findall(r"^(?:delete )?table .*", text, re.MULTILINE) == [
+        "table inet mediahost_inside",
+        "delete table inet mediahost_inside",
+        "table inet mediahost_inside {",
+    ]
+    assert "flush" not in text
+    assert set(re.findall(r"policy (\w+);", text)) == {"accept"}
+    assert " hook postrouting priority filter + 10;" in text, "before srcnat, where addresses are the sender's own"
+
+
 def test_the_home_network_gets_answers_only() -> None:
     text = wall.ruleset(VPN, SETTINGS)
     home = [line for line in text.splitlines() if "192.168.7.0/24" in line]
