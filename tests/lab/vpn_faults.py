@@ -267,6 +267,7 @@ FAULTS = (
 
 _WATCHER_GONE = "systemctl stop mediahost-vpn"
 _TABLE_GONE = "nft delete table inet mediahost_vpn"
+_INSIDE_GONE = "for name in /run/docker/netns/*; do nsenter --net=$name nft delete table inet mediahost_inside; done"
 _POLICY_GONE = (
     "while ip rule del iif br-vpn 2>/dev/null; do :; done; while ip -6 rule del iif br-vpn 2>/dev/null; do :; done"
 )
@@ -299,6 +300,11 @@ def _in_another_network(lab: Lab) -> None:
     lab.root(f"docker network disconnect mediahost_vpn {name}")
 
 
+def _in_another_network_without_wall(lab: Lab) -> None:
+    lab.root(f"{_WATCHER_GONE}; {_INSIDE_GONE}; true")
+    _in_another_network(lab)
+
+
 def _no_client_firewall(lab: Lab) -> None:
     inside = f"nsenter -n -t $(docker inspect -f '{{{{.State.Pid}}}}' {CLIENT})"
     lab.root(f"{_WATCHER_GONE}; {_TABLE_GONE}; {_POLICY_GONE}; true")
@@ -323,7 +329,13 @@ CONTROLS = (
         frozenset(),
         modes=HOST,
     ),
-    Control("in a network that is not the wall's", _in_another_network, frozenset({"udp", "icmp"}), modes=HOST),
+    Control("in a network that is not the host's wall's", _in_another_network, frozenset(), modes=HOST),
+    Control(
+        "in such a network, without the wall inside",
+        _in_another_network_without_wall,
+        frozenset({"udp", "icmp"}),
+        modes=HOST,
+    ),
     Control("with no name server of its own", _as_one_without_dns, frozenset({"dns"}), modes=HOST),
     Control(
         "without the host's wall nor the client's", _no_client_firewall, frozenset({"udp", "icmp"}), modes=CONTAINER
