@@ -88,9 +88,13 @@ wall_inside() { # file, digest of the ruleset, internal block
 
 inside() { # "all": those that have it are looked at, too; "new": nothing to do costs no process
   local file name ruleset block found=0 result=0
-  local files=() ports=("/sys/class/net/$BRIDGE/brif"/*)
+  local files=() known=() ports=("/sys/class/net/$BRIDGE/brif"/*)
   if [[ ${ports[*]} != "$complete" ]]; then
-    files=("$NAMESPACES"/*)
+    for file in "$NAMESPACES"/*; do
+      # New ones first, every moment counts.
+      if [[ -v walled[${file##*/}] ]]; then known+=("$file"); else files+=("$file"); fi
+    done
+    files+=("${known[@]}")
   else
     [[ $1 == all ]] || return 0
     for name in "${!walled[@]}"; do files+=("$NAMESPACES/$name"); done

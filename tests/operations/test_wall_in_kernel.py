@@ -774,7 +774,7 @@ def test_the_watch_walls_a_new_namespace_at_once_and_mends_the_wall_inside(docke
             "ip link set eth0 netns other; ip -n other address add 172.29.29.6/24 dev eth0; "
             "ip -n other link set eth0 up"
         )
-        assert until(lambda: has_inside(docker, "other"), 2)
+        assert until(lambda: has_inside(docker, "other"), 5)
         docker.run(f"ip netns exec other nft delete table {_INSIDE_TABLE}")
         docker.run(f"ip netns exec container nft flush chain {_INSIDE_TABLE} leaving")
         assert until(lambda: has_inside(docker, "other"), 14)
