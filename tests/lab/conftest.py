@@ -65,7 +65,8 @@ def make_machine() -> Iterator[MakeMachine]:
 
 def _index(name: str) -> int:
     """Every test machine's own, the same in each session."""
-    return FIRST_TEST_INDEX + ("one", "two", "home", "interrupted", "second", "stranger", "older", "provider").index(name)
+    names = ("one", "two", "home", "interrupted", "second", "stranger", "older", "provider")
+    return FIRST_TEST_INDEX + names.index(name)
 
 
 @pytest.fixture
