@@ -22,7 +22,7 @@ test: install lint
 
 ## The quick checks: seconds, no machines
 check: lint
-	$(BIN)/pytest -m "not lab"
+	$(BIN)/pytest -m "not lab and not kernel"
 
 lint:
 	$(BIN)/ruff check

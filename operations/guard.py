@@ -140,7 +140,7 @@ def fresh_login(target: Host, port: int | None) -> str:
     present = target.connector
     if not isinstance(present, SSHConnector):
         return ""  # A run on the machine itself does not come through sshd.
-    arguments = _as_this_run(target)
+    command, arguments = unasked(target, StringCommand("true"), _as_this_run(target))
     deadline = time.monotonic() + _PROOF_SECONDS
     while True:
         # A connector of its own: nothing of the connection that stands is used again.
@@ -150,11 +150,12 @@ def fresh_login(target: Host, port: int | None) -> str:
         told = ""
         try:
             connector.connect()
-            worked, output = connector.run_shell_command(StringCommand("true"), **arguments)
+            worked, output = connector.run_shell_command(command, **arguments)
             if not worked:
                 told = f"logged in, but sudo failed: {output.stderr or output.stdout}"
         except (ConnectError, PyinfraError, OSError, EOFError) as error:
-            told = str(error)
+            # Some say nothing: an EOFError of a question that nobody was there to answer is no login.
+            told = str(error) or type(error).__name__
         finally:
             if connector.client is not None:
                 connector.client.close()
@@ -169,6 +170,19 @@ def _as_this_run(target: Host) -> dict[str, Any]:
     return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
 
 
+def unasked(target: Host, command: StringCommand, arguments: dict[str, Any]) -> tuple[StringCommand, dict[str, Any]]:
+    """`command` so that it fails where sudo wants a password that this run was not given.
+
+    pyinfra would ask for one at the terminal. A sudo that has begun to ask is what a proof must find out, and nobody
+    may be there to answer.
+    """
+    given = arguments.get("_sudo_password") or target.connector_data.get("prompted_sudo_password")
+    if not arguments.get("_sudo") or given:
+        return command, arguments
+    words = ["sudo", "-H", "-n", *(["-u", arguments["_sudo_user"]] if arguments.get("_sudo_user") else [])]
+    return StringCommand(*words, command), {**arguments, "_sudo": False, "_sudo_user": None}
+
+
 def roll_back(target: Host) -> None:
     """Put back what an unproven change put at risk, now, over the connection that still stands."""
     until = target.connector_data.pop(_ARMED, None)
@@ -176,7 +190,7 @@ def roll_back(target: Host) -> None:
         return
     clock = time.strftime("%H:%M:%S UTC", time.gmtime(until))
     command = StringCommand("sh", "-c", shlex.quote(f"timeout 90 sh {ROLLBACK_DIRECTORY}/restore"))
-    arguments = _as_this_run(target)
+    command, arguments = unasked(target, command, _as_this_run(target))
     try:
         done, _ = target.run_shell_command(command, **{**arguments, "_timeout": 120})
     except (PyinfraError, OSError, EOFError, TimeoutError):

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The machines are shared: how long an example takes says nothing about the code.
+settings.register_profile("mediahost", deadline=None)
+settings.load_profile("mediahost")
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "docs" / "proof"

@@ -45,9 +45,9 @@ def logs_in(machine: Machine, user: str = image.USER, seconds: int = 15) -> bool
     return subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode == 0
 
 
-def comes_back(machine: Machine, within: float) -> bool:
+def comes_back(machine: Machine, within: float, user: str = image.USER) -> bool:
     """Whether a fresh login succeeds before `within` seconds have passed."""
-    return becomes(lambda: logs_in(machine), limit=within)
+    return becomes(lambda: logs_in(machine, user=user), limit=within)
 
 
 def proving(event: dict[str, Any]) -> bool:
@@ -130,7 +130,9 @@ def test_sudo_that_asks_for_a_password_nobody_has_is_told_and_undone(host: Home)
     result = host.mediahost("apply")
     assert result.returncode == 1, told(result)
     assert "no fresh login after the change" in told(result)
-    assert logs_in(machine, user="alice")
+    assert "a password is required" in told(result)
+    # The run cannot become root any more to put it back: the host does, at the announced time.
+    assert comes_back(machine, within=SECONDS + SLACK, user="alice")
 
 
 def _alice_runs(host: Home) -> None:

@@ -6,11 +6,15 @@ import ast
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from pyinfra.api import StringCommand
+from pyinfra.connectors.ssh import SSHConnector
 
 from facts.snapshot import Snapshot
-from operations import rollback
+from operations import guard, rollback
 from operations.guard import SSHD_RELOAD, Guard, arm_script, disarm_script
 from operations.lock import alone
 
@@ -139,3 +143,36 @@ def test_no_operation_imports_another_late() -> None:
     functions = [node for tree in modules for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     late = [node for each in functions for node in ast.walk(each) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert [ast.unparse(node) for node in late] == []
+
+
+class AskedInVain(SSHConnector):
+    """A new connection on which sudo wants a password and nobody is there: pyinfra's question ends in EOFError."""
+
+    def __init__(self, *_: object) -> None:
+        self.client = None
+
+    def connect(self) -> None:
+        """It can be reached."""
+
+    def run_shell_command(self, *_: object, **__: object) -> Any:
+        """What getpass does without a terminal."""
+        raise EOFError
+
+
+def test_a_question_that_nobody_answers_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_PROOF_SECONDS", -1)
+    monkeypatch.setattr(guard, "_as_this_run", lambda target: {"_sudo": True, "_sudo_password": "x"})
+    target: Any = SimpleNamespace(connector=AskedInVain(), connector_data={})
+    assert guard.fresh_login(target, None) == "EOFError"
+
+
+def test_sudo_is_told_not_to_ask_for_a_password_that_the_run_was_not_given() -> None:
+    command = StringCommand("true")
+    target: Any = SimpleNamespace(connector_data={})
+    asked, arguments = guard.unasked(target, command, {"_sudo": True, "_sudo_user": None, "_timeout": 5})
+    assert asked.get_raw_value() == "sudo -H -n true"
+    assert arguments == {"_sudo": False, "_sudo_user": None, "_timeout": 5}
+    given = {"_sudo": True, "_sudo_password": "x"}
+    assert guard.unasked(target, command, given) == (command, given)
+    target.connector_data["prompted_sudo_password"] = "x"
+    assert guard.unasked(target, command, {"_sudo": True}) == (command, {"_sudo": True})

@@ -50,7 +50,10 @@ def _can() -> bool:
     return tried.returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not _can(), reason="needs nft, ip and namespaces of one's own")
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(not _can(), reason="needs nft, ip and namespaces of one's own"),
+]
 
 # up0 is the uplink with the home network on it, wg-vpn the tunnel; "docker" does what Docker does for its bridges.
 _TOPOLOGY = f"""

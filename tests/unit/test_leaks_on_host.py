@@ -219,6 +219,7 @@ def _verdicts(told: dict[str, Any], phase: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.kernel
 @namespaces
 def test_behind_the_routing_wall_nothing_leaks_tunnel_up_or_down(leak_test: Try) -> None:
     told, routes = leak_test()
@@ -243,6 +244,7 @@ def test_behind_the_routing_wall_nothing_leaks_tunnel_up_or_down(leak_test: Try)
     assert "default dev wg-vpn table 51820" in routes
 
 
+@pytest.mark.kernel
 @namespaces
 @pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
 def test_behind_the_whole_wall_nothing_leaks_this_host_included(leak_test: Try) -> None:
@@ -256,6 +258,7 @@ def test_behind_the_whole_wall_nothing_leaks_this_host_included(leak_test: Try) 
     assert told["problems"] == []
 
 
+@pytest.mark.kernel
 @namespaces
 def test_without_the_rule_each_way_out_is_found(leak_test: Try) -> None:
     verdicts = _verdicts(leak_test(rule=False, down=False)[0], "tunnel up")
@@ -266,6 +269,7 @@ def test_without_the_rule_each_way_out_is_found(leak_test: Try) -> None:
     assert verdicts[f"forged frame to {FAR} by eth0"] == "leak"
 
 
+@pytest.mark.kernel
 @namespaces
 def test_without_the_fallback_it_leaks_only_while_the_tunnel_is_down(leak_test: Try) -> None:
     told, _ = leak_test(fallback=False)
@@ -273,6 +277,7 @@ def test_without_the_fallback_it_leaks_only_while_the_tunnel_is_down(leak_test: 
     assert _verdicts(told, "tunnel down")[f"UDP to {FAR}"] == "leak"
 
 
+@pytest.mark.kernel
 @namespaces
 def test_a_second_network_is_a_leak_by_that_interface_only(leak_test: Try) -> None:
     told, _ = leak_test(second=True, down=False)
@@ -282,6 +287,7 @@ def test_a_second_network_is_a_leak_by_that_interface_only(leak_test: Try) -> No
     assert any("left by up0" in row["why"] for row in told["rows"])
 
 
+@pytest.mark.kernel
 @namespaces
 @pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
 def test_where_a_container_holds_the_tunnel_the_hosts_wall_stops_what_leaves_beside_it(leak_test: Try) -> None:
@@ -296,6 +302,7 @@ def test_where_a_container_holds_the_tunnel_the_hosts_wall_stops_what_leaves_bes
     assert down[f"UDP to {FAR}"] == "stopped"
 
 
+@pytest.mark.kernel
 @namespaces
 def test_where_a_container_holds_the_tunnel_a_missing_wall_is_found(leak_test: Try) -> None:
     told, _ = leak_test(rule=False, mode="container")
@@ -304,12 +311,14 @@ def test_where_a_container_holds_the_tunnel_a_missing_wall_is_found(leak_test: T
     assert _verdicts(told, "tunnel down")[f"UDP to {FAR}"] == "leak"
 
 
+@pytest.mark.kernel
 @namespaces
 def test_a_host_that_answers_its_containers_is_told(leak_test: Try) -> None:
     rows = leak_test(down=False)[0]["rows"]
     assert {row["verdict"] for row in rows if row["probe"] == "UDP to this host, 172.29.29.1"} == {"leak"}
 
 
+@pytest.mark.kernel
 @namespaces
 def test_a_test_that_is_killed_leaves_the_tunnel_as_it_was(leak_test: Try) -> None:
     told, routes = leak_test(work="killed")
@@ -317,6 +326,7 @@ def test_a_test_that_is_killed_leaves_the_tunnel_as_it_was(leak_test: Try) -> No
     assert "default dev wg-vpn table 51820" in routes
 
 
+@pytest.mark.kernel
 @namespaces
 @pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
 def test_status_sees_the_wall_its_counters_and_a_second_way_out(leak_test: Try) -> None:
