@@ -30,7 +30,6 @@ HARDEST: dict[str, Any] = {
     "file_integrity": True,
     "hardening_optional": ["all"],
     "sshd_max_auth_tries": 3,
-    "sshd_max_sessions": 4,
     "sshd_allow_tcp_forwarding": "no",
 }
 # What Lynis still suggests then: docs/yardsticks.md says why each stays.
