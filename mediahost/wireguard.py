@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from mediahost.told import ToldError
 from mediahost.vpn import Tunnel
 
 NAME_SERVERS = {
@@ -56,18 +57,8 @@ Resolve = Callable[[str], str]
 """A host's name to its IP address; raises OSError when there is none."""
 
 
-class WireGuardError(ValueError):
+class WireGuardError(ToldError, ValueError):
     """A file that cannot be used; `str()` is one complete message for the user, without keys."""
-
-    def __init__(self, what: str, *, where: str, why: str, mend: str) -> None:
-        super().__init__(what, where, why, mend)
-        self.what = what
-        self.where = where
-        self.why = why
-        self.mend = mend
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}\n  why:  {self.why}\n  mend: {self.mend}"
 
 
 @dataclass(frozen=True)

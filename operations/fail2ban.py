@@ -100,7 +100,7 @@ def off_steps(seen: Snapshot) -> list[Step]:
     command = f"""systemctl stop {wanted.RELOAD_TIMER} 2>/dev/null || true
 rm -f {_TIMER_LINK}
 systemctl daemon-reload
-if systemctl -q cat {wanted.UNIT} >/dev/null 2>&1; then systemctl -q disable --now {wanted.UNIT}; fi
+{units.stopped(wanted.UNIT)}
 nft delete table inet {wanted.TABLE} 2>/dev/null || true
 {files.clear_pending(wanted.UNIT)}
 {files.clear_pending(wanted.RELOAD_TIMER)}
@@ -111,9 +111,7 @@ rm -f {wanted.CONTROL_PATH}"""
 def unit_steps(jails: Sequence[Jail], seen: Snapshot) -> list[Step]:
     """Fail2Ban and its timer, running with what is on disk, and its bans in the kernel."""
     found = units.steps(wanted.UNIT, seen, restart(jails), "bans come back")
-    timer = seen.units.get(wanted.RELOAD_TIMER)
-    if wanted.RELOAD_TIMER_PATH in seen.paths and (timer is None or timer.load == "not-found"):
-        found.append(Step(f"{wanted.RELOAD_TIMER}: systemd has not read it", "systemctl daemon-reload"))
+    found += units.unread_steps(wanted.RELOAD_TIMER, wanted.RELOAD_TIMER_PATH, seen)
     # The timer's service has no state of its own that would tell that systemd knows an older one.
     reload_timer = f"systemctl daemon-reload\nsystemctl restart {wanted.RELOAD_TIMER}"
     return [*(found or live_steps(jails, seen)), *units.steps(wanted.RELOAD_TIMER, seen, reload_timer)]

@@ -10,8 +10,6 @@ from mediahost.wanted import Wanted
 from operations import files, units
 from operations.convergence import Step, converge
 
-_READ_UNITS = "systemctl daemon-reload"
-
 
 def request(wanted: Wanted) -> Request:
     """What the snapshot must look at for this stage."""
@@ -21,7 +19,7 @@ def request(wanted: Wanted) -> Request:
 def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """Script and unit on disk, or gone."""
     if not follow.runs(wanted.vpn):
-        return _off_steps(seen)
+        return units.removal_steps(follow.UNIT, follow.PATHS, seen)
     return files.steps(follow.files(wanted.vpn, wanted.settings), seen, pending=follow.UNIT)
 
 
@@ -29,21 +27,8 @@ def unit_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """The unit running with what is on disk."""
     if not follow.runs(wanted.vpn):
         return []
-    state = seen.units.get(follow.UNIT)
-    unread = follow.UNIT_PATH in seen.paths and (state is None or state.load == "not-found")
-    found = [Step(f"{follow.UNIT}: systemd has not read it", _READ_UNITS)] if unread else []
-    return [*found, *units.steps(follow.UNIT, seen, interrupts="no service")]
-
-
-def _off_steps(seen: Snapshot) -> list[Step]:
-    left = [path for path in follow.PATHS if path in seen.paths]
-    if not left:
-        return []
-    command = f"""if systemctl -q cat {follow.UNIT} >/dev/null 2>&1; then systemctl -q disable --now {follow.UNIT}; fi
-rm -f {" ".join(left)}
-{_READ_UNITS}
-{files.clear_pending(follow.UNIT)}"""
-    return [Step(f"{follow.UNIT}: switched off, is removed", command)]
+    unread = units.unread_steps(follow.UNIT, follow.UNIT_PATH, seen)
+    return [*unread, *units.steps(follow.UNIT, seen, interrupts="no service")]
 
 
 def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

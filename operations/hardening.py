@@ -37,8 +37,6 @@ _KERNEL_COMMAND_LINE = "/proc/cmdline"
 # systemd writes it where it runs in a container, whose kernel and audit are the host's.
 _IN_CONTAINER = "/run/systemd/container"
 
-# The service loads the rules when it starts; one that runs takes new ones this way and refuses a restart on some
-# distributions.
 # A container has neither a kernel's accounting nor a bus of its own.
 _HOSTS_ONLY = frozenset({"acct", "usbguard"})
 # USBGuard leaves the kernel refusing whatever is plugged in next.
@@ -50,6 +48,8 @@ _ADMIT_USB = (
     '  if [ -e "$device" ] && [ "$(cat "$device")" = 0 ]; then echo 1 >"$device"; fi\n'
     "done"
 )
+# The service loads the rules when it starts; one that runs takes new ones this way and refuses a restart on some
+# distributions.
 _LOAD_RULES = f"systemctl start {wanted.AUDIT_UNIT}\naugenrules --load >/dev/null"
 
 Former = dict[tuple[str, str], str]

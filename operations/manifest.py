@@ -27,9 +27,7 @@ _GUARD = Guard(("/etc/ssh", "/etc/sudoers.d", "/etc/pam.d"), SSHD_RELOAD)
 _ASKED_FOR = f"{totp.DIRECTORY}/"
 
 # The VPN's wall stands until nobody is left behind it; its own stage removes these.
-_REMOVED_BY_VPN = frozenset(
-    (*wall.PATHS, *follow.PATHS, forwarding.CONFIGURATION_PATH, forwarding.PROGRAM_PATH, forwarding.UNIT_PATH)
-)
+_REMOVED_BY_VPN = frozenset((*wall.PATHS, *follow.PATHS, *forwarding.PATHS))
 
 
 def _file(owned: Mapping[str, str]) -> File:

@@ -7,11 +7,16 @@ the next one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pyinfra.api import operation
 
 from facts.snapshot import Snapshot
 from operations.convergence import Step, converge
 from operations.files import clear_pending
+
+RELOAD = "systemctl daemon-reload"
+"""Lets systemd read unit files anew."""
 
 # Unit file states of which `systemctl enable` would change nothing.
 _ENABLED = ("enabled", "static", "alias", "indirect", "generated")
@@ -37,7 +42,7 @@ def steps(
     if state.enabled not in _ENABLED:
         found.append(Step(f"{unit}: not enabled", f"systemctl -q enable {unit}"))
     if state.needs_daemon_reload:
-        found.append(Step(f"{unit}: unit files changed since systemd read them", "systemctl daemon-reload"))
+        found.append(Step(f"{unit}: unit files changed since systemd read them", RELOAD))
     if state.active not in ("active", "reloading", "activating"):
         found.append(
             Step(
@@ -49,6 +54,28 @@ def steps(
             Step(f"{unit}: runs with an older configuration, is restarted{cost}", f"{command}\n{clear_pending(unit)}")
         )
     return found
+
+
+def unread_steps(unit: str, path: str, seen: Snapshot) -> list[Step]:
+    """The step that lets systemd read the unit file at `path`, which a run that died left unread."""
+    state = seen.units.get(unit)
+    if path not in seen.paths or not (state is None or state.load == "not-found"):
+        return []
+    return [Step(f"{unit}: systemd has not read it", RELOAD)]
+
+
+def stopped(unit: str) -> str:
+    """Shell that stops and disables a unit, where there is one."""
+    return f"if systemctl -q cat {unit} >/dev/null 2>&1; then systemctl -q disable --now {unit}; fi"
+
+
+def removal_steps(unit: str, paths: Iterable[str], seen: Snapshot) -> list[Step]:
+    """The step that stops a unit of ours and removes its files; none where none of `paths` is left."""
+    left = [path for path in paths if path in seen.paths]
+    if not left:
+        return []
+    command = f"{stopped(unit)}\nrm -f {' '.join(left)}\n{RELOAD}\n{clear_pending(unit)}"
+    return [Step(f"{unit}: switched off, is removed", command)]
 
 
 @operation()

@@ -25,19 +25,17 @@ from operations.convergence import Step, converge
 _NETWORK = f"{PROJECT}_{NETWORK}"
 _DISABLE_IPV6 = f"net.ipv6.conf.{BRIDGE}.disable_ipv6"
 _NOTHING = hashlib.sha256(b"").hexdigest()
-_PATHS = (*wall.PATHS, forwarding.CONFIGURATION_PATH, forwarding.PROGRAM_PATH, forwarding.UNIT_PATH)
 
 _LOAD = f"systemctl start {wall.WALL_UNIT}\nsystemctl reload {wall.WALL_UNIT}"
 # Puts the present settings on the living interface: neither it nor the wall goes away.
 _SETTLE = f"{wall.WATCH_PATH} settle"
-_READ_UNITS = "systemctl daemon-reload"
 
 
 def request(wanted: Wanted) -> Request:
     """What the snapshot must look at for this stage. Without a VPN that is where its files would be."""
     vpn = _walled(wanted)
     watched = Request(
-        paths=frozenset(_PATHS),
+        paths=frozenset((*wall.PATHS, *forwarding.PATHS)),
         packages=frozenset(forwarding.packages(wanted.vpn, wanted.stack)),
         units=frozenset((forwarding.UNIT,) if forwarding.runs(wanted.vpn, wanted.stack) else ()),
     )
@@ -70,16 +68,13 @@ def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *files.steps(wall.tunnel_files(vpn), seen, pending=wall.TUNNEL_UNIT),
     ]
     if any(step.change.startswith("/etc/systemd/system/") for step in written):
-        written.append(Step("systemd: reads the VPN's units", _READ_UNITS))
+        written.append(Step("systemd: reads the VPN's units", units.RELOAD))
     return [*apt.install_steps(wall.packages(vpn), seen), *written]
 
 
 def _unit_steps(unit: str, path: str, seen: Snapshot, restart: str, interrupts: str) -> list[Step]:
     """As `units.steps`; a unit file that systemd has not read, because a run died before, is read."""
-    state = seen.units.get(unit)
-    unread = path in seen.paths and (state is None or state.load == "not-found")
-    found = [Step(f"{unit}: systemd has not read it", _READ_UNITS)] if unread else []
-    return [*found, *units.steps(unit, seen, restart, interrupts)]
+    return [*units.unread_steps(unit, path, seen), *units.steps(unit, seen, restart, interrupts)]
 
 
 def wall_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
@@ -191,7 +186,7 @@ def _peer_difference(vpn: Vpn, present: Sequence[str]) -> str:
 def port_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """The unit that follows the forwarded port, or nothing of it."""
     if not forwarding.runs(wanted.vpn, wanted.stack):
-        return _port_off_steps(seen)
+        return units.removal_steps(forwarding.UNIT, forwarding.PATHS, seen)
     wanted_files = forwarding.files(wanted.vpn, wanted.settings, wanted.stack)
     return [
         *apt.install_steps(forwarding.packages(wanted.vpn, wanted.stack), seen),
@@ -205,17 +200,6 @@ def port_unit_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
         return []
     restart = f"systemctl restart {forwarding.UNIT}"
     return _unit_steps(forwarding.UNIT, forwarding.UNIT_PATH, seen, restart, "the forwarded port stays")
-
-
-def _port_off_steps(seen: Snapshot) -> list[Step]:
-    left = [path for path in _PATHS if path not in wall.PATHS and path in seen.paths]
-    if not left:
-        return []
-    command = f"""{_stopped(forwarding.UNIT)}
-rm -f {" ".join(left)}
-{_READ_UNITS}
-{files.clear_pending(forwarding.UNIT)}"""
-    return [Step(f"{forwarding.UNIT}: switched off, is removed", command)]
 
 
 def off_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
@@ -233,9 +217,9 @@ def off_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     # there, a run that died here goes on.
     command = f"""{_network_removed(wanted)}
 rm -f {wall.DOCKER_PATH} {wall.NETWORKD_PATH}
-{_READ_UNITS}
-{_stopped(wall.TUNNEL_UNIT)}
-{_stopped(wall.WALL_UNIT)}
+{units.RELOAD}
+{units.stopped(wall.TUNNEL_UNIT)}
+{units.stopped(wall.WALL_UNIT)}
 ip link delete {LINK} 2>/dev/null || true
 for family in -4 -6; do
   while ip $family rule show 2>/dev/null | grep -q 'iif {BRIDGE} '; do
@@ -247,7 +231,7 @@ done
 nft delete table inet {wall.NFT_TABLE} 2>/dev/null || true
 rm -rf {wall.RUN_DIRECTORY}
 rm -f {" ".join(path for path in left if path != wall.RULESET_PATH)}
-{_READ_UNITS}
+{units.RELOAD}
 {files.clear_pending(wall.WALL_UNIT)}
 {files.clear_pending(wall.TUNNEL_UNIT)}
 rm -f {wall.RULESET_PATH}
@@ -271,10 +255,6 @@ def _tunnel_off_steps(seen: Snapshot) -> list[Step]:
         return []
     command = f"ip link delete {LINK} 2>/dev/null || true\nrm -f {wall.CONFIGURATION_PATH}"
     return [Step(f"{LINK}: the tunnel is Gluetun's now, the host's is removed", command)]
-
-
-def _stopped(unit: str) -> str:
-    return f"if systemctl -q cat {unit} >/dev/null 2>&1; then systemctl -q disable --now {unit}; fi"
 
 
 def inside_wall_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

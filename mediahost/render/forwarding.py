@@ -23,6 +23,7 @@ UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 PROGRAM_PATH = "/usr/local/lib/mediahost/vpn-port.py"
 CONFIGURATION_PATH = "/etc/mediahost/vpn/port.json"
 """0600: holds qBittorrent's key and password."""
+PATHS = (CONFIGURATION_PATH, PROGRAM_PATH, UNIT_PATH)
 STATE_PATH = "/run/mediahost-vpn-port/port"
 """The port at present, as text; no file while there is none. World-readable."""
 

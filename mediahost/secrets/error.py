@@ -7,19 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mediahost.told import ToldError
 
-class VaultError(Exception):
+
+class VaultError(ToldError):
     """A vault, a key or a name that cannot be used; `str()` is one complete message for the user."""
-
-    def __init__(self, what: str, *, where: str, why: str, mend: str) -> None:
-        super().__init__(what, where, why, mend)
-        self.what = what
-        self.where = where
-        self.why = why
-        self.mend = mend
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}\n  why:  {self.why}\n  mend: {self.mend}"
 
 
 def shown(path: Path) -> str:

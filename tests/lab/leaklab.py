@@ -29,6 +29,7 @@ from lab.network import Packet
 from mediahost.stack import vault_folder
 from mediahost.vpn import SECRET
 from tests.lab.home import Home
+from tests.lab.waiting import reboot
 
 MARKER = "mediahost-canary"
 PORT = 47077
@@ -599,19 +600,7 @@ class Lab:
 
     def reboot(self) -> None:
         """Restart in order and wait until the machine is up."""
-        self.restarted(self.host)
-
-    def restarted(self, machine: Machine) -> None:
-        """Restart one of the machines in order and wait until it is up."""
-        identity = "cat /proc/sys/kernel/random/boot_id"
-        before = machine.run(identity).stdout
-        machine.run("sudo systemctl --no-block reboot", check=False)
-        deadline = time.monotonic() + _LIMIT
-        while time.monotonic() < deadline:
-            now = machine.run(identity, check=False, connect_seconds=10)
-            if now.returncode == 0 and now.stdout != before:
-                break
-        machine.wait_until_ready()
+        reboot(self.host)
 
     def leaked(self) -> list[str]:
         """End the recording; every frame that leaked since `watch`, in words."""

@@ -16,7 +16,7 @@ import pytest
 from lab.machine import Machine
 from tests.lab.home import Home, told
 from tests.lab.segment import LAN4, LAN6, card
-from tests.lab.waiting import becomes
+from tests.lab.waiting import becomes, reboot
 
 pytestmark = [
     pytest.mark.lab,
@@ -109,16 +109,7 @@ def _recreate(edge: Home) -> None:
 
 
 def _reboot(edge: Home) -> None:
-    machine = edge.machine
-    boot = machine.run("cat /proc/sys/kernel/random/boot_id").stdout
-    machine.run("sudo systemctl --no-block reboot", check=False)
-
-    def booted_anew() -> bool:
-        now = machine.run("cat /proc/sys/kernel/random/boot_id", check=False, connect_seconds=10)
-        return now.returncode == 0 and now.stdout != boot
-
-    assert becomes(booted_anew, limit=900), "it does not reboot"
-    machine.wait_until_ready()
+    reboot(edge.machine)
     _healthy(edge)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -170,6 +171,16 @@ def test_a_sample_of_everything_holds_and_without_its_walls_the_host_leaks(lab: 
     called_leaking(lab)
 
 
+def in_each_mode(cases: Sequence[Fault] | Sequence[Control]) -> list[Any]:
+    """(mode, case) for each mode that a case is for."""
+    return [
+        pytest.param(mode, case, id=f"{case.name}, mode {mode}")
+        for mode in vpn_faults.BOTH
+        for case in cases
+        if mode in case.modes
+    ]
+
+
 # --- faults -----------------------------------------------------------------------------------------------------
 
 
@@ -177,12 +188,7 @@ def test_a_sample_of_everything_holds_and_without_its_walls_the_host_leaks(lab: 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("lab", "fault"),
-    [
-        pytest.param(mode, fault, id=f"{fault.name}, mode {mode}")
-        for mode in vpn_faults.BOTH
-        for fault in FAULTS
-        if mode in fault.modes
-    ],
+    in_each_mode(FAULTS),
     indirect=["lab"],
 )
 def test_nothing_leaks_and_traffic_resumes_after(lab: Lab, fault: Fault) -> None:
@@ -236,12 +242,7 @@ def _until(wanted: Callable[[], bool], lab: Lab, seconds: int = 300) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("lab", "control"),
-    [
-        pytest.param(mode, control, id=f"{control.name}, mode {mode}")
-        for mode in vpn_faults.BOTH
-        for control in CONTROLS
-        if mode in control.modes
-    ],
+    in_each_mode(CONTROLS),
     indirect=["lab"],
 )
 def test_what_is_seen(lab: Lab, control: Control) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lab import faults, network
 from tests.lab.leaklab import FOREIGN_DNS4, WIREGUARD_PORT, Lab
+from tests.lab.waiting import reboot
 
 Act = Callable[[Lab], object]
 
@@ -207,7 +208,7 @@ FAULTS = (
     Fault("routes of the tunnel flushed", runs("ip route flush table 51820"), modes=HOST),
     Fault("endpoint dead", provider_runs(_DEAF), provider_runs(_HEARS), hold=30),
     Fault("endpoint moved", _moved, _follow, hold=20),
-    Fault("server rebooted", lambda lab: lab.restarted(lab.provider), hold=0),
+    Fault("server rebooted", lambda lab: reboot(lab.provider), hold=0),
     Fault("docker restarted", runs("systemctl restart docker")),
     # Live restore: containers go on without it.
     Fault(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -301,8 +302,11 @@ class Recorder:
 
     at_provider = root
 
-    def run(self, command: str | list[str], **_options: object) -> Recorder:
+    def run(self, command: str | list[str], **_options: object) -> Recorder | SimpleNamespace:
         self.scripts.append(command if isinstance(command, str) else "")
+        if self.scripts[-1].endswith("/boot_id"):
+            # Another at each question: it has rebooted.
+            return SimpleNamespace(returncode=0, stdout=str(len(self.scripts)))
         return self
 
     def apply_until(self, moment: Callable[[dict[str, str]], bool]) -> bool:
