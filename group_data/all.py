@@ -227,6 +227,84 @@ media_libraries = ['movies', 'tv', 'music', 'books', 'audiobooks', 'podcasts']
 # Compose file, secrets and service configs.
 stack_root = '/opt/media-server'
 
+# Disks to mount: {device, at, filesystem, format, options}. device is UUID=... or /dev/disk/by-id/...,
+# filesystem ext4, xfs or btrfs; format True makes one, on an empty disk only.
+storage_disks = []
+
+# mergerfs pools: {at, branches, policy, minimum_free, options}. policy says where new files go (pfrd),
+# minimum_free is left on each branch (20G).
+storage_pools = []
+
+# NFS and SMB shares to mount: {kind, source, at, options, account}. account names an SMB share's vault
+# entries HOST/account/user and HOST/account/password.
+storage_shares = []
+
+# Seconds that a boot waits for a disk or share before it goes on without it.
+storage_device_timeout = 30
+
+# Default ACLs on the media tree: what anybody makes there can be changed by the media group, whatever his
+# umask. File systems without ACLs are left out.
+storage_acl = True
+
+# Mount points of the disks that hold SnapRAID's parity, one file each; as many disks may fail. Empty: no
+# SnapRAID.
+snapraid_parity = []
+
+# Mount points of the disks that it protects; None: every disk of storage_disks that is a branch of a pool, or
+# without pools every one that holds no parity.
+snapraid_data = None
+
+# What it leaves out, as snapraid.conf's exclude takes it.
+snapraid_exclude = ['*.unrecoverable', 'lost+found/', '.Trash-*/', 'incomplete/', '*.part', '*.!qB']
+
+# A sync is refused when more files than this were deleted since the last one.
+snapraid_delete_limit = 40
+
+# When the parity is brought up to date, each day, host time.
+snapraid_sync_at = '03:30'
+
+# When a part of the disks is read and compared with the parity, each week.
+snapraid_scrub_on = 'Sun 05:30'
+
+# How much of the array each scrub reads, per cent; 12 reads all of it in two months.
+snapraid_scrub_percent = 12
+
+# Swap of ours, beside what the host has: a file, or compressed memory (zram); none makes none.
+swap = 'none'
+
+# Size of that swap; of zram before compression.
+swap_size = '2g'
+
+# Watch the disks' own health reports (SMART) with smartd.
+smart = False
+
+# Disks to watch; empty: every one that smartd finds.
+smart_devices = []
+
+# Let each disk test itself: shortly each day at 02, thoroughly on Saturdays at 03.
+smart_self_tests = True
+
+# Degrees Celsius at which a disk is reported as too hot.
+smart_temperature = 55
+
+# Tell SSDs each week which blocks are free (fstrim.timer). False leaves the host's timer alone.
+trim = False
+
+# A directory for transcodes that can never grow beyond this, such as 100g; None: none.
+transcode_size = None
+
+# Where that directory is; on an SSD, when you have one.
+transcode_root = '/srv/cache/transcode'
+
+# Whether transcodes are kept on that disk or in memory (tmpfs), where they are gone on boot.
+transcode_in = 'disk'
+
+# A directory for thumbnails that can never grow beyond this, such as 50g; None: none.
+thumbnails_size = None
+
+# Where that directory is.
+thumbnails_root = '/srv/cache/thumbnails'
+
 # A named set of services.
 selection = 'home'
 
@@ -270,6 +348,48 @@ vpn_dns = []
 # The port at which peers reach the torrent client through the tunnel: nat-pmp asks the provider (Proton), a
 # number is one you were given (AirVPN).
 vpn_port_forwarding = 'off'
+
+# Plex Media Server: a package of Plex's own repository (native), a container (docker), or none.
+plex = 'none'
+
+# Version of the package to pin, such as 1.43.3.*; None takes the newest once. Another one is installed only
+# when nobody is playing.
+plex_version = None
+
+# Hold the package so that only a run of mediahost updates it.
+plex_hold = True
+
+# Plex's package repository, or your mirror.
+plex_apt_url = 'https://repo.plex.tv/deb'
+
+# Where its signing key is published.
+plex_apt_key_url = 'https://downloads.plex.tv/plex-keys/PlexSign.v2.key'
+
+# Fingerprint that key must have.
+plex_apt_fingerprint = '6EFFEB478A6559D75C7C4FE706C521790B9CFFDE'
+
+# Who may reach Plex at port 32400: everybody, as remote access without Plex's relay needs, or the home
+# network. What it uses to be discovered is open to the home network only.
+plex_exposure = 'wan'
+
+# The server's name in Plex's apps; None leaves it as it is.
+plex_name = None
+
+# Where a running transcode is kept (native): on a disk, or in memory up to a limit.
+plex_transcode = 'disk'
+
+# Directory of running transcodes on disk, an SSD's for example; None: among Plex's data.
+plex_transcode_directory = None
+
+# Most memory that transcodes take with plex_transcode tmpfs.
+plex_transcode_size = '4g'
+
+# Libraries to create where Plex has none of these paths (native): title to {type, paths, language}, type
+# being movie, show, artist or photo. None: those of media_libraries that Plex knows.
+plex_libraries = None
+
+# Further preferences of Plex by their own names (native), such as LanNetworksBandwidth.
+plex_preferences = {}
 
 # Your domain: services get https://NAME.domain. None: http://NAME.HOST.home.arpa.
 domain = None

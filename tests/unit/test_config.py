@@ -247,6 +247,19 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("domain", "example.org\n", "lower case"),
     ("proxy_tls", "none", "'acme', 'internal' or 'off'"),
     ("acme_email", "me@example.org\n}", "one line"),
+    ("storage_disks", [{"device": "/dev/sdb", "at": "/mnt/disk1"}], "/dev/disk/by-id/"),
+    ("storage_disks", [{"device": "UUID=8a1b-2c", "at": "/etc/disk1"}], "would hide what the system needs"),
+    ("storage_disks", [{"device": "UUID=8a1b-2c", "at": "/mnt/disk1", "filesystem": "ntfs"}], "'ext4', 'xfs'"),
+    ("storage_disks", [{"device": "UUID=8a1b-2c", "at": "/mnt/disk1", "format": True}], "name the disk itself"),
+    ("storage_disks", [{"device": "UUID=8a1b-2c", "at": "/mnt/disk1", "options": ["nofail"]}], "decides that itself"),
+    ("storage_pools", [{"at": "/data", "branches": ["/data/disk1"]}], "lie inside each other"),
+    ("storage_pools", [{"at": "/data", "branches": []}], "at least 1 item"),
+    ("storage_pools", [{"at": "/data", "branches": ["/mnt/disk1"], "policy": "most"}], "'all', 'epall'"),
+    ("storage_shares", [{"kind": "nfs", "source": "//nas/media", "at": "/mnt/nas"}], "server:/directory"),
+    ("storage_shares", [{"kind": "smb", "source": "nas:/media", "at": "/mnt/nas"}], "//server/share"),
+    ("storage_shares", [{"kind": "nfs", "source": "nas:/m", "at": "/mnt/nas", "options": ["soft"]}], "half-written"),
+    ("storage_shares", [{"kind": "smb", "source": "//nas/m", "at": "/mnt/n", "options": ["pass=x"]}], "the vault"),
+    ("storage_device_timeout", 1, "greater than or equal to 5"),
 ]
 
 
