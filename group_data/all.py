@@ -375,14 +375,9 @@ plex_exposure = 'wan'
 # The server's name in Plex's apps; None leaves it as it is.
 plex_name = None
 
-# Where a running transcode is kept (native): on a disk, or in memory up to a limit.
-plex_transcode = 'disk'
-
-# Directory of running transcodes on disk, an SSD's for example; None: among Plex's data.
+# Where the native Plex keeps running transcodes; None: transcode_root when transcode_size makes it, else
+# among Plex's data.
 plex_transcode_directory = None
-
-# Most memory that transcodes take with plex_transcode tmpfs.
-plex_transcode_size = '4g'
 
 # Libraries to create where Plex has none of these paths (native): title to {type, paths, language}, type
 # being movie, show, artist or photo. None: those of media_libraries that Plex knows.

@@ -47,7 +47,7 @@ _PLEX_SETTINGS = {
     "HardwareAcceleratedCodecs": "gpu",
     "HardwareAcceleratedEncoders": "gpu",
 }
-_PLEX_IDENTITY = ("PlexOnline", "MachineIdentifier", "ProcessedMachine", "AnonymousMachine", "Certificate", "OldestPrev")
+_PLEX_IDENTITY = ("PlexOnline", "MachineIdentifier", "ProcessedMachine", "AnonymousMachine", "Certificate")
 # Used with fullmatch: `$` would let a line feed at the end through.
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8), NAME_REGEX of Debian's adduser
 _SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) ")
@@ -751,13 +751,11 @@ class Settings(BaseModel):
         "the home network. What it uses to be discovered is open to the home network only.",
     )
     plex_name: Line | None = Field(None, description="The server's name in Plex's apps; None leaves it as it is.")
-    plex_transcode: Literal["disk", "tmpfs"] = Field(
-        "disk", description="Where a running transcode is kept (native): on a disk, or in memory up to a limit."
-    )
     plex_transcode_directory: AbsolutePath | None = Field(
-        None, description="Directory of running transcodes on disk, an SSD's for example; None: among Plex's data."
+        None,
+        description="Where the native Plex keeps running transcodes; None: transcode_root when transcode_size makes "
+        "it, else among Plex's data.",
     )
-    plex_transcode_size: Size = Field("4g", description="Most memory that transcodes take with plex_transcode tmpfs.")
     plex_libraries: dict[Line, PlexLibrary] | None = Field(
         None,
         description="Libraries to create where Plex has none of these paths (native): title to {type, paths, "
@@ -880,13 +878,11 @@ def _vpn_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
 def _plex_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Keys of Plex that contradict each other."""
     directory = settings.plex_transcode_directory
-    if directory is not None and settings.plex_transcode == "tmpfs":
-        yield "plex_transcode_directory", "does nothing with plex_transcode tmpfs; delete one of the two lines"
     if directory is not None and below(directory, "/tmp"):  # noqa: S108 - refused
         yield (
             "plex_transcode_directory",
-            "is memory below /tmp on newer releases, without a limit; choose a directory on a disk, or plex_transcode "
-            "tmpfs",
+            "is memory without a limit on newer releases; choose a directory on a disk, or transcode_size and "
+            "transcode_in memory",
         )
     if directory is not None and below(directory, settings.data_root):
         yield (
