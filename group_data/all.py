@@ -211,6 +211,42 @@ docker_insecure_registries = []
 # Further keys of daemon.json; ours win nothing over them.
 docker_daemon_extra = {}
 
+# Graphics cards for the services that can use one: every card that is found (auto), those of one maker, or
+# none. Installs firmware and drivers; docs/gpu.md tells which.
+gpu = 'none'
+
+# Which service gets which card: intel, nvidia or amd, a number in the order of the bus (0), an address
+# (0000:01:00.0), a node (/dev/dri/renderD128), an UUID (GPU-...), or none. Others get the best one.
+gpu_devices = {}
+
+# Hold NVIDIA's packages: an update would break what is being transcoded.
+gpu_hold = True
+
+# Load HuC on Intel Gen 9 to Tiger Lake (i915.enable_guc=2) for low-power encoding; needs a reboot, and a few
+# old machines hang with it.
+gpu_intel_low_power = False
+
+# NVIDIA's driver from the distribution, or from NVIDIA's own repository.
+gpu_nvidia_source = 'distro'
+
+# Driver branch such as 580; None takes the one that fits card and release.
+gpu_nvidia_branch = None
+
+# With Secure Boot a driver that is built on the host is refused, unless you enrolled its key.
+gpu_nvidia_secure_boot = 'refuse'
+
+# NVIDIA's driver repository, or your mirror of it.
+gpu_nvidia_apt_url = 'https://developer.download.nvidia.com/compute/cuda/repos'
+
+# Fingerprint its signing key must have.
+gpu_nvidia_apt_fingerprint = 'EB693B3035CD5710E231E123A4B469963BF863CC'
+
+# Repository of NVIDIA's container toolkit, or your mirror of it.
+gpu_toolkit_apt_url = 'https://nvidia.github.io/libnvidia-container'
+
+# Fingerprint its signing key must have.
+gpu_toolkit_apt_fingerprint = 'C95B321B61E88C1809C4F759DDCAE044F796ECB0'
+
 # `trash`: downloads and media below one data_root, imports are hardlinks. `split`: downloads on a disk of
 # their own (downloads_root), imports are copies.
 layout = 'trash'

@@ -53,6 +53,10 @@ _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8), NAME_REGEX of 
 _SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) ")
 _SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])")
+_GPU = re.compile(
+    r"none|intel|nvidia|amd|[0-9]{1,2}|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]|/dev/dri/renderD[0-9]{1,3}"
+    r"|GPU-[0-9a-f-]{8,36}"
+)
 _SIZE = re.compile(r"[0-9]+[kmgKMG]")
 _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~%+/-]*)?")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")  # Debian Policy 5.6.1; apt reads `name-` as "remove it"
@@ -231,6 +235,15 @@ def _week_time(value: str) -> str:
 def _device(value: str) -> str:
     if not re.fullmatch(r"/dev/[A-Za-z0-9_./:+@-]+", value) or ".." in value:
         raise ValueError("write a device such as /dev/disk/by-id/ata-WDC_WD80EFAX-68KNBN0_VAGX1234")
+    return value
+
+
+def _gpu_selector(value: str) -> str:
+    if not _GPU.fullmatch(value):
+        raise ValueError(
+            "write intel, nvidia, amd, a number such as 0, an address such as 0000:01:00.0, a node such as "
+            "/dev/dri/renderD128, an UUID such as GPU-1a2b..., or none"
+        )
     return value
 
 
@@ -585,6 +598,50 @@ class Settings(BaseModel):
         {}, description="Further keys of daemon.json; ours win nothing over them."
     )
 
+    # gpu
+    gpu: Literal["none", "auto", "intel", "nvidia", "amd"] = Field(
+        "none",
+        description="Graphics cards for the services that can use one: every card that is found (auto), those of "
+        "one maker, or none. Installs firmware and drivers; docs/gpu.md tells which.",
+    )
+    gpu_devices: dict[str, Annotated[str, AfterValidator(_gpu_selector)]] = Field(
+        {},
+        description="Which service gets which card: intel, nvidia or amd, a number in the order of the bus (0), an "
+        "address (0000:01:00.0), a node (/dev/dri/renderD128), an UUID (GPU-...), or none. Others get the best one.",
+    )
+    gpu_hold: bool = Field(
+        True, description="Hold NVIDIA's packages: an update would break what is being transcoded."
+    )
+    gpu_intel_low_power: bool = Field(
+        False,
+        description="Load HuC on Intel Gen 9 to Tiger Lake (i915.enable_guc=2) for low-power encoding; needs a "
+        "reboot, and a few old machines hang with it.",
+    )
+    gpu_nvidia_source: Literal["distro", "nvidia"] = Field(
+        "distro", description="NVIDIA's driver from the distribution, or from NVIDIA's own repository."
+    )
+    gpu_nvidia_branch: Annotated[int, Field(ge=470, le=999)] | None = Field(
+        None, description="Driver branch such as 580; None takes the one that fits card and release."
+    )
+    gpu_nvidia_secure_boot: Literal["refuse", "enrolled"] = Field(
+        "refuse",
+        description="With Secure Boot a driver that is built on the host is refused, unless you enrolled its key.",
+    )
+    gpu_nvidia_apt_url: Url = Field(
+        "https://developer.download.nvidia.com/compute/cuda/repos",
+        description="NVIDIA's driver repository, or your mirror of it.",
+    )
+    gpu_nvidia_apt_fingerprint: Annotated[str, AfterValidator(_fingerprint)] = Field(
+        "EB693B3035CD5710E231E123A4B469963BF863CC", description="Fingerprint its signing key must have."
+    )
+    gpu_toolkit_apt_url: Url = Field(
+        "https://nvidia.github.io/libnvidia-container",
+        description="Repository of NVIDIA's container toolkit, or your mirror of it.",
+    )
+    gpu_toolkit_apt_fingerprint: Annotated[str, AfterValidator(_fingerprint)] = Field(
+        "C95B321B61E88C1809C4F759DDCAE044F796ECB0", description="Fingerprint its signing key must have."
+    )
+
     # storage
     layout: Literal["trash", "split"] = Field(
         "trash",
@@ -807,6 +864,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
         "services": settings.services,
         "services_disabled": settings.services_disabled,
         "service_overrides": settings.service_overrides,
+        "gpu_devices": settings.gpu_devices,
     }
     for key, names in named.items():
         for name in names:
@@ -821,6 +879,8 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
             "firewall-backend must stay iptables: Docker's nftables backend has no DOCKER-USER chain, so published "
             "ports could not be filtered, and UFW's forward policy would drop them. Delete that key",
         )
+    if settings.gpu == "none" and settings.gpu_devices:
+        yield "gpu_devices", "gives out cards while gpu = 'none' asks for none; set gpu = 'auto', or delete this line"
     if settings.fail2ban_longest_ban < settings.fail2ban_ban_time:
         yield "fail2ban_longest_ban", "is shorter than fail2ban_ban_time; raise it"
     yield from _unusable_keys(settings)
