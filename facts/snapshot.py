@@ -9,15 +9,20 @@ things to look at (reference: docs/decisions/one-snapshot.md).
 
 from __future__ import annotations
 
+import html
 import ipaddress
 import json
+import re
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pyinfra.api import FactBase
 
+from mediahost import plex
+from mediahost.gpu import Card
+from mediahost.render import plex as plex_files
 from mediahost.render import wall
 from mediahost.vpn import BRIDGE, LINK, TABLE
 
@@ -52,6 +57,12 @@ class Request:
     """Files of which the first line is a secret, and what follows is somebody else's."""
     vpn: frozenset[str] = frozenset()
     """What of the VPN: its "wall", its "tunnel", and from "inside" the default routes and walls of containers."""
+
+    plex: frozenset[str] = frozenset()
+    """Preferences of the native Plex to read. None: nothing is asked of it."""
+
+    gpu: frozenset[str] = frozenset()
+    """Not empty: look for graphics cards."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -165,6 +176,42 @@ class VpnState:
 
 
 @dataclass(frozen=True)
+class PlexState:
+    """The native Plex: what it answers on loopback, and what its files say where it does not.
+
+    `preferences` hold those asked for, as Plex writes them; a running one's own word counts, because it writes
+    Preferences.xml anew from what it has in mind. `sessions` is how many play, None when it did not say. `libraries`
+    are title, type and directories. `sources` maps files of apt that name Plex's repositories, other than ours, to
+    whether they name nothing else.
+    """
+
+    answers: bool = False
+    version: str = ""
+    claimed: bool = False
+    sessions: int | None = None
+    preferences: dict[str, str] = field(default_factory=dict)
+    libraries: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    sources: dict[str, bool] = field(default_factory=dict)
+    refused_claim: str = ""
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """Graphics cards and what the kernel makes of them. Empty where nobody asked.
+
+    `nodes` maps render nodes (renderD128) to the address of their card, or the name of what has none; `nvidia` is
+    the version of NVIDIA's module that is loaded, `guc` the i915 module's parameter enable_guc.
+    """
+
+    kernel: str = ""
+    cards: tuple[Card, ...] = ()
+    nodes: dict[str, str] = field(default_factory=dict)
+    secure_boot: bool = False
+    nvidia: str = ""
+    guc: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What one exec saw."""
 
@@ -202,6 +249,8 @@ class Snapshot:
     ip6tables: tuple[str, ...] = ()
     nft_chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vpn: VpnState = VpnState()
+    plex: PlexState = PlexState()
+    gpu: GpuState = GpuState()
     legacy_rules: int = 0
     """Rules made with iptables-legacy, which iptables-nft does not show."""
     engine_version: str = ""
@@ -300,7 +349,10 @@ done
 end first_lines
 
 section packages
+# some names are patterns, for dpkg-query and not for the shell
+set -f
 [ -z "$PACKAGES" ] || dpkg-query -W -f '${Package} ${db:Status-Abbrev}|${Version}\n' $PACKAGES 2>/dev/null
+set +f
 end packages
 
 section units
@@ -506,6 +558,73 @@ case $VPN in *inside*)
 esac
 end vpn
 
+section plex
+if [ -n "$PLEX" ]; then
+  # The owner's token is used here and never printed; curl gets it on standard input, not in argv.
+  token=
+  if [ -r "$PLEX_PREFERENCES" ]; then
+    content=$(cat "$PLEX_PREFERENCES")
+    for name in PlexOnlineToken $PLEX; do
+      case $content in *[[:space:]]"$name=\""*) ;; *) continue ;; esac
+      value=${content#*[[:space:]]"$name=\""} value=${value%%\"*}
+      case $name in
+        PlexOnlineToken) token=$value; [ -z "$value" ] || printf '#claimed\n' ;;
+        *) printf '#file %s %s\n' "$name" "$value" ;;
+      esac
+    done
+  fi
+  pattern=
+  for name in $PLEX; do pattern="$pattern|$name"; done
+  case $token in *[!A-Za-z0-9_.-]*) token= ;; esac
+  if have curl; then
+    # one process for all four; of their answers, in which users and films are named, only this is kept
+    pattern="<(MediaContainer|Directory|Location) [^>]*>|<Setting id=\"(${pattern#|})\" [^>]*>"
+    curl -s -m 10 -K - <<EOF | grep -aoE "^#answer [0-9]+|$pattern"
+header = "X-Plex-Token: $token"
+write-out = "\\n#answer %{http_code}\\n"
+url = "$PLEX_URL/identity"
+url = "$PLEX_URL/status/sessions"
+url = "$PLEX_URL/library/sections"
+url = "$PLEX_URL/:/prefs"
+EOF
+  fi
+  for file in /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    [ "$file" != "$PLEX_SOURCE" ] && [ -f "$file" ] && sources="$sources $file"
+  done
+  [ -z "$sources" ] || awk '
+    { sub(/#.*/, "") }
+    /^[[:space:]]*deb|^URIs:/ { if (/plex\.tv\//) plex[FILENAME]++; else other[FILENAME]++ }
+    END { for (file in plex) print "#source", (other[file] ? "mixed" : "plex"), file }' $sources
+  [ ! -r "$STATE/plex/refused" ] || { read -r line <"$STATE/plex/refused" && printf '#refused %s\n' "$line"; }
+fi
+end plex
+
+section gpu
+if [ -n "$GPU" ]; then
+  read -r line </proc/sys/kernel/osrelease && printf '#kernel %s\n' "$line"
+  for device in "$SYS"/bus/pci/devices/*; do
+    read -r class <"$device/class" && read -r maker <"$device/vendor" && read -r id <"$device/device" || continue
+    case $class in 0x0300*|0x0302*|0x0380*) ;; *) continue ;; esac
+    driver=-
+    # where a link leads to, with no fork
+    [ ! -e "$device/driver" ] || { cd -P "$device/driver" && driver=${PWD##*/}; }
+    printf '#card %s %s %s %s\n' "${device##*/}" "$maker" "$id" "$driver"
+  done 2>/dev/null
+  for node in "$SYS"/class/drm/renderD*; do
+    [ ! -e "$node" ] || { cd -P "$node/device" && printf '#node %s %s\n' "${node##*/}" "${PWD##*/}"; }
+  done
+  cd /
+  for link in "$DEV"/dri/mediahost/*; do [ ! -e "$link" ] || printf '#link %s\n' "${link##*/}"; done
+  for file in nvidia/version i915/parameters/enable_guc; do
+    [ ! -r "$SYS/module/$file" ] || { read -r line <"$SYS/module/$file" && printf '#%s %s\n' "${file%%/*}" "$line"; }
+  done
+  for file in "$SYS"/firmware/efi/efivars/SecureBoot-*; do
+    # four bytes of attributes, then the value
+    [ ! -r "$file" ] || printf '#secure %s\n' "$(od -An -tu1 "$file")"
+  done
+fi
+end gpu
+
 section engine
 socket=/run/docker.sock
 if [ -S "$socket" ] && have curl; then
@@ -574,6 +693,8 @@ _SECTIONS = [
     "legacy",
     "nft",
     "vpn",
+    "plex",
+    "gpu",
     "engine",
     "pending",
     "manifest",
@@ -603,6 +724,9 @@ def script(request: Request) -> str:
         f"VPN={words(request.vpn)} VPN_TABLE={TABLE} VPN_LINK={LINK}",
         f"VPN_NFT={wall.NFT_TABLE} VPN_RECORD={wall.RECORD_PATH} VPN_BRIDGE={BRIDGE}",
         f"VPN_INSIDE={wall.INSIDE_TABLE} VPN_INSIDE_RECORD={wall.INSIDE_RECORD_PATH}",
+        f"PLEX={words(request.plex)} PLEX_URL={plex.URL} PLEX_PREFERENCES={shlex.quote(plex.PREFERENCES)}",
+        f"GPU={words(request.gpu)} SYS=/sys DEV=/dev",
+        f"PLEX_SOURCE={plex_files.SOURCE_PATH} sources=",
         f"MODULI={words(request.moduli)}",
         f"PROBES={words(request.ssh_probes)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
@@ -674,6 +798,8 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         rolled_back=rollback.get("done", ""),
         nft_chains=_nft_chains(sections["nft"]),
         vpn=_vpn(_blocks(sections["vpn"], "#about ")),
+        plex=_plex(sections["plex"]),
+        gpu=_gpu(sections["gpu"]),
         ssh_port=_ssh_port(sections["connection"]),
         ssh_client=_ssh_client(sections["connection"]),
         ssh_user=(sections["connection"][1:] or [""])[0],
@@ -918,6 +1044,94 @@ def _inside(lines: Sequence[str]) -> tuple[dict[str, tuple[tuple[str, str], ...]
             name = containers[first.split("/")[2]]
             routes[name] = (*routes[name], (_gateway(second), third))
     return routes, listed
+
+
+_ATTRIBUTE = re.compile(r'([A-Za-z]+)="([^"]*)"')
+
+
+def _plex(lines: Sequence[str]) -> PlexState:
+    """What the server said to four questions, in their order, and what its files say."""
+    answers: list[tuple[str, list[tuple[str, dict[str, str]]]]] = []
+    elements: list[tuple[str, dict[str, str]]] = []
+    file: dict[str, str] = {}
+    sources: dict[str, bool] = {}
+    claimed, refused = False, ""
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        if kind == "#answer":
+            answers.append((rest, elements))
+            elements = []
+        elif kind == "#file":
+            name, _, value = rest.partition(" ")
+            file[name] = html.unescape(value)
+        elif kind == "#claimed":
+            claimed = True
+        elif kind == "#source":
+            what, path = rest.split(" ", 1)
+            sources[path] = what == "plex"
+        elif kind == "#refused":
+            refused = rest
+        elif kind.startswith("<"):
+            elements.append((kind[1:], {key: html.unescape(value) for key, value in _ATTRIBUTE.findall(rest)}))
+    questions = ("identity", "sessions", "libraries", "preferences")
+    said = {which: found for which, (code, found) in zip(questions, answers, strict=False) if code == "200"}
+    identity = next((of for name, of in said.get("identity", ()) if name == "MediaContainer"), None)
+    sessions = next((of.get("size", "") for name, of in said.get("sessions", ()) if name == "MediaContainer"), "")
+    told = {of["id"]: of.get("value", "") for name, of in said.get("preferences", ()) if name == "Setting"}
+    return PlexState(
+        answers=identity is not None,
+        version=(identity or {}).get("version", ""),
+        claimed=claimed or (identity or {}).get("claimed") == "1",
+        sessions=int(sessions) if sessions.isdecimal() else None,
+        preferences=told if "preferences" in said else file,
+        libraries=tuple(_libraries(said.get("libraries", ()))),
+        sources=sources,
+        refused_claim=refused,
+    )
+
+
+def _libraries(elements: Iterable[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Each Directory is followed by its Locations."""
+    found: list[tuple[str, str, list[str]]] = []
+    for name, of in elements:
+        if name == "Directory":
+            found.append((of.get("title", ""), of.get("type", ""), []))
+        elif name == "Location" and found:
+            found[-1][2].append(of.get("path", ""))
+    for title, kind, paths in found:
+        yield title, kind, tuple(paths)
+
+
+def _gpu(lines: Sequence[str]) -> GpuState:
+    about: dict[str, list[list[str]]] = {}
+    for line in lines:
+        kind, *values = line.split()
+        about.setdefault(kind, []).append(values)
+    nodes = {values[0]: values[1] for values in about.get("#node", ())}
+    links = {name for (name,) in about.get("#link", ())}
+    cards = []
+    for address, maker, device, driver in about.get("#card", ()):
+        rendering = [name for name, parent in sorted(nodes.items()) if parent == address]
+        card = Card(
+            address=address,
+            vendor=int(maker, 16),
+            device=int(device, 16),
+            driver=driver.strip("-"),
+            render=rendering[0] if rendering else "",
+        )
+        cards.append(replace(card, named=card.node.rpartition("/")[2] in links))
+
+    def word(kind: str) -> str:
+        return next((values[0] for values in about.get(kind, ()) if values), "")
+
+    return GpuState(
+        kernel=word("#kernel"),
+        cards=tuple(cards),
+        nodes=nodes,
+        secure_boot=any(values[4:5] == ["1"] for values in about.get("#secure", ())),
+        nvidia=word("#nvidia"),
+        guc=word("#i915"),
+    )
 
 
 def _gateway(hexadecimal: str) -> str:

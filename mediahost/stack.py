@@ -113,6 +113,8 @@ class StackService:
     stop_grace_period: int
     depends_on: tuple[str, ...]
     devices: tuple[str, ...] = ()
+    gpu: str = "none"
+    """What it does with a graphics card: none, transcode, compute. Which card it gets depends on the host."""
     dns: tuple[str, ...] = ()
     """Name servers instead of the host's."""
     address: str | None = None
@@ -262,6 +264,9 @@ def choose(settings: Settings, catalog: Mapping[str, Service], host: str) -> tup
     problems.extend(confinement.refusals(choices, settings, host))
     problems.extend(_port_clashes(choices, settings, host))
     problems.extend(_unreachable(choices, host))
+    for name in settings.gpu_devices:
+        if name not in catalog:
+            problems.append(ConfigProblem(host, "gpu_devices", name, unknown_service(name, catalog)))
     if problems:
         raise ConfigError(problems)
     return choices
@@ -572,6 +577,7 @@ def _service(
             sorted({name for entry in service.depends_on for name in entry.split("|") if name in chosen})
         ),
         devices=tuple(service.devices),
+        gpu=_gpu_use(service, settings),
     )
 
 
@@ -625,6 +631,14 @@ def _environment(choice: Choice, settings: Settings) -> dict[str, str]:
         elif settings.vpn_port_forwarding != "off":
             environment[service.forwarded_port_env] = str(settings.vpn_port_forwarding)
     return environment
+
+
+def _gpu_use(service: Service, settings: Settings) -> str:
+    """What it does with a card. Whom the user gives one by name has one, whatever the catalogue knows of it."""
+    given = settings.gpu_devices.get(service.name)
+    if settings.gpu == "none" or given == "none":
+        return "none"
+    return "transcode" if given and service.gpu == "none" else service.gpu
 
 
 def _image(choice: Choice, settings: Settings) -> str:

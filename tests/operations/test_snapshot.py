@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from facts import snapshot
 from facts.snapshot import (
     ContainerState,
+    GpuState,
     Os,
     PackageState,
     PathState,
@@ -30,6 +31,7 @@ from facts.snapshot import (
     parse,
     script,
 )
+from mediahost.gpu import Card
 
 EVERYTHING = Request(
     paths=frozenset({"/etc/passwd", "/etc/nothing-there", "/tmp", "/proc/self"}),
@@ -41,6 +43,7 @@ EVERYTHING = Request(
     sysctls=frozenset({"vm.swappiness", "kernel.no_such_setting"}),
     first_lines=frozenset({"/etc/passwd", "/etc/nothing-there"}),
     moduli=frozenset({"/etc/ssh/moduli"}),
+    gpu=frozenset({"cards"}),
     ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}),
     vpn=frozenset({"wall", "tunnel", "inside"}),
 )
@@ -456,6 +459,18 @@ THEIRS 203.0.113.5:51820 0.0.0.0/0 25
 #about inside_recorded
 dd cc 172.30.0.0/16
 #end vpn
+#begin plex
+#end plex
+#begin gpu
+#kernel 6.8.0-88-generic
+#card 0000:00:02.0 0x8086 0xa780 i915
+#card 0000:01:00.0 0x10de 0x2684 -
+#node renderD128 0000:00:02.0
+#node renderD129 vgem
+#link pci-0000_00_02_0
+#i915 -1
+#secure    6   0   0   0   1
+#end gpu
 #begin engine
 {"Version":"29.7.0","ApiVersion":"1.54"}
 
@@ -582,6 +597,16 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         legacy_rules=2,
         ssh_port=2222,
         ssh_client="192.168.1.5",
+        gpu=GpuState(
+            kernel="6.8.0-88-generic",
+            cards=(
+                Card("0000:00:02.0", 0x8086, 0xA780, "i915", "renderD128", named=True),
+                Card("0000:01:00.0", 0x10DE, 0x2684),
+            ),
+            nodes={"renderD128": "0000:00:02.0", "renderD129": "vgem"},
+            secure_boot=True,
+            guc="-1",
+        ),
         ssh_user="me",
     )
 
@@ -675,3 +700,8 @@ def test_requests_add_up() -> None:
     one = Request(paths=frozenset({"/a"}), users=frozenset({"me"}))
     two = Request(paths=frozenset({"/b"}), sysctls=frozenset({"x.y"}))
     assert one | two == Request(paths=frozenset({"/a", "/b"}), users=frozenset({"me"}), sysctls=frozenset({"x.y"}))
+
+
+def test_a_host_that_nobody_asked_for_cards_has_none() -> None:
+    seen = said("gpu")
+    assert (seen.gpu.cards, seen.gpu.nodes, seen.gpu.secure_boot) == ((), {}, False)
