@@ -1,0 +1,297 @@
+"""Directories for transcodes and thumbnails that cannot grow beyond their size: file systems of their own.
+
+On a disk each is an ext4 in a file of exactly that size, in memory a tmpfs. So the kernel holds the limit, on
+whatever file system the disk has (docs/decisions/cache-limits.md). A timer makes room before it is reached: it
+removes the files that were used longest ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mediahost.config import Settings
+from mediahost.paths import below
+from mediahost.render.upkeep import PROGRAMS, UNITS, script, size_in_bytes
+from mediahost.resources import Directory, File, text_file
+
+PROGRAM_PATH = f"{PROGRAMS}/cache"
+TABLE_PATH = "/etc/mediahost/caches"
+"""NAME, UNIT, DIRECTORY, IMAGE ("-" for memory), BYTES of each: what is mounted, for the programs and for a later
+run."""
+PRUNE_UNIT, PRUNE_TIMER = "mediahost-cache-prune.service", "mediahost-cache-prune.timer"
+PATHS = (
+    f"{UNITS}/{PRUNE_TIMER}",
+    f"{UNITS}/{PRUNE_UNIT}",
+    f"{UNITS}/mediahost-cache-transcode.service",
+    f"{UNITS}/mediahost-cache-thumbnails.service",
+    PROGRAM_PATH,
+    TABLE_PATH,
+)
+"""Every path but the mount units, whose names depend on where they mount. The table goes last: it names those."""
+
+MODE = "2775"
+_FULL, _ROOM = 90, 80  # per cent: where pruning begins, and where it ends
+_IN_USE = 60  # minutes since a file was written or read for which it is left alone
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A directory at `at` that holds at most `size` bytes: a file system in the file `image`, or in memory (None)."""
+
+    name: str
+    at: str
+    size: int
+    in_memory: bool = False
+
+    @property
+    def image(self) -> str | None:
+        """The file that the file system lies in, beside its mount point."""
+        return None if self.in_memory else f"{self.at}.img"
+
+    @property
+    def unit(self) -> str:
+        """Its mount unit."""
+        return f"{escaped(self.at)}.mount"
+
+    @property
+    def image_unit(self) -> str:
+        """The unit that makes the file before it is mounted."""
+        return f"mediahost-cache-{self.name}.service"
+
+
+def caches(settings: Settings) -> tuple[Cache, ...]:
+    """The caches that this host shall have."""
+    found = []
+    if settings.transcode_size:
+        size = size_in_bytes(settings.transcode_size)
+        found.append(Cache("transcode", settings.transcode_root, size, settings.transcode_in == "memory"))
+    if settings.thumbnails_size:
+        found.append(Cache("thumbnails", settings.thumbnails_root, size_in_bytes(settings.thumbnails_size)))
+    return tuple(found)
+
+
+def conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Keys whose values do not go together, each with the mend."""
+    wanted = caches(settings)
+    if settings.transcode_in == "memory" and not settings.transcode_size:
+        yield "transcode_in", "does nothing without transcode_size; set it, such as 4g"
+    for cache in wanted:
+        key = f"{cache.name}_root"
+        # A journal and the tables of an ext4 take some megabytes.
+        if cache.size < 64 * 1024**2:
+            yield f"{cache.name}_size", "is too small for a file system; write 64m or more"
+        for other in (settings.data_root, settings.downloads_root, settings.stack_root):
+            if below(other, cache.at):
+                yield key, f"{other} lies inside it, and would be hidden; choose a directory of its own"
+        if below(cache.at, settings.media_root):
+            yield key, f"lies among the media ({settings.media_root}); choose one such as /srv/cache/{cache.name}"
+        for at in (
+            *(disk.at for disk in settings.storage_disks),
+            *(pool.at for pool in settings.storage_pools),
+            *(share.at for share in settings.storage_shares),
+        ):
+            if at == cache.at:
+                yield key, f"{at} is a mount point already; choose a directory below it"
+        for share in settings.storage_shares:
+            if not cache.in_memory and below(cache.at, share.at):
+                yield key, f"lies on the share {share.at}; choose a directory on a disk of this host"
+    if len(wanted) == 2 and (below(wanted[0].at, wanted[1].at) or below(wanted[1].at, wanted[0].at)):
+        yield "thumbnails_root", f"{wanted[1].at} and {wanted[0].at} lie inside each other; choose another"
+
+
+def escaped(path: str) -> str:
+    """A path as systemd writes it in the name of a unit (systemd.unit(5), `systemd-escape --path`)."""
+    letters = []
+    for index, letter in enumerate(path.strip("/")):
+        if letter == "/":
+            letters.append("-")
+        elif letter.isalnum() or letter in ":_" or (letter == "." and index > 0):
+            letters.append(letter)
+        else:
+            letters.append(f"\\x{ord(letter):02x}")
+    return "".join(letters)
+
+
+def mount_unit_path(unit: str) -> str:
+    """Where the file of a mount unit is."""
+    return f"{UNITS}/{unit}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A cache that an earlier run has made, as the table tells."""
+
+    name: str
+    unit: str
+    at: str
+    image: str
+    size: int
+
+
+def standing(table: str) -> tuple[Standing, ...]:
+    """The caches that `table`, the text of TABLE_PATH, names."""
+    rows = (line.split("\t") for line in table.splitlines() if not line.startswith("#"))
+    return tuple(Standing(*row[:4], int(row[4])) for row in rows if len(row) == 5)
+
+
+def table(settings: Settings) -> File:
+    """What is mounted where."""
+    rows = (
+        f"{cache.name}\t{cache.unit}\t{cache.at}\t{cache.image or '-'}\t{cache.size}" for cache in caches(settings)
+    )
+    return text_file(TABLE_PATH, *rows)
+
+
+def mount_files(settings: Settings) -> tuple[File, ...]:
+    """The mount units."""
+    return tuple(text_file(mount_unit_path(cache.unit), *_mount_unit(cache, settings)) for cache in caches(settings))
+
+
+def files(settings: Settings) -> tuple[File, ...]:
+    """Every file but the mount units; none where there is no cache."""
+    if not caches(settings):
+        return ()
+    owner = f"{settings.media_uid}:{settings.media_gid}"
+    program = _PROGRAM
+    for name, value in {"TABLE": TABLE_PATH, "OWNER": owner, "FULL": _FULL, "ROOM": _ROOM, "IDLE": _IN_USE}.items():
+        program = program.replace(f"@{name}@", str(value))
+    return (
+        script(PROGRAM_PATH, program.rstrip()),
+        *(
+            text_file(
+                f"{UNITS}/{cache.image_unit}",
+                "[Unit]",
+                f"Description=The file of the cache {cache.name}",
+                f"RequiresMountsFor={cache.image}",
+                "",
+                "[Service]",
+                "Type=oneshot",
+                f"ExecStart={PROGRAM_PATH} image {cache.name}",
+                "TimeoutStartSec=900",
+            )
+            for cache in caches(settings)
+            if cache.image
+        ),
+        text_file(
+            f"{UNITS}/{PRUNE_UNIT}",
+            "[Unit]",
+            "Description=Room in the caches: what was used longest ago is removed",
+            "",
+            "[Service]",
+            "Type=oneshot",
+            f"ExecStart={PROGRAM_PATH} prune",
+            "Nice=19",
+            "IOSchedulingClass=idle",
+        ),
+        text_file(
+            f"{UNITS}/{PRUNE_TIMER}",
+            "[Unit]",
+            "Description=Room in the caches",
+            "",
+            "[Timer]",
+            "OnBootSec=10min",
+            "OnUnitActiveSec=10min",
+            "",
+            "[Install]",
+            "WantedBy=timers.target",
+        ),
+    )
+
+
+def owned(settings: Settings) -> tuple[str, ...]:
+    """Every path of ours."""
+    if not caches(settings):
+        return ()
+    return (TABLE_PATH, *(file.path for file in (*files(settings), *mount_files(settings))))
+
+
+def directories(settings: Settings) -> tuple[Directory, ...]:
+    """The roots of the caches, once they are mounted."""
+    owner, group = str(settings.media_uid), str(settings.media_gid)
+    return tuple(Directory(cache.at, owner, group, MODE) for cache in caches(settings))
+
+
+def _mount_unit(cache: Cache, settings: Settings) -> tuple[str, ...]:
+    head = ["[Unit]", f"Description=The cache {cache.name}, which cannot grow beyond its size"]
+    if cache.image is None:
+        options = f"size={cache.size},mode={MODE},uid={settings.media_uid},gid={settings.media_gid},nosuid,nodev"
+        mount = ["What=tmpfs", f"Where={cache.at}", "Type=tmpfs", f"Options={options}"]
+    else:
+        # A mount unit comes before local-fs.target unless it is told otherwise; what makes the file comes after it.
+        head += ["DefaultDependencies=no", "Conflicts=umount.target", "Before=umount.target"]
+        head += [f"Requires={cache.image_unit}", f"After={cache.image_unit}"]
+        # Not noatime: pruning asks when a file was read last.
+        options = "loop,nosuid,nodev"
+        mount = [f"What={cache.image}", f"Where={cache.at}", "Type=ext4", f"Options={options}"]
+    return (*head, "", "[Mount]", *mount, "TimeoutSec=900", "", "[Install]", "WantedBy=multi-user.target")
+
+
+_PROGRAM = r"""# image NAME makes the file of a cache, or gives it its new size; prune makes room in all of them
+set -eu
+export LC_ALL=C
+TABLE=@TABLE@
+die() { echo "$*" >&2; exit 1; }
+
+image() { # file bytes
+  directory=${1%/*}
+  mkdir -p "$directory"
+  have=0
+  # Containers keep their mounts when the host's is gone; a file system that is mounted twice is a broken one.
+  [ -z "$(losetup -j "$1")" ] || die "$1 is still in use: stop the services that use it, then run again"
+  [ ! -e "$1" ] || have=$(stat -c %s "$1")
+  if [ "$have" -lt "$2" ]; then
+    free=$(($(stat -f -c '%a * %S' "$directory")))
+    # All of it is taken now, so that the cache neither fills the disk one day nor is starved by others on it.
+    [ "$((free - 1073741824))" -gt "$(($2 - have))" ] ||
+      die "$directory has $((free / 1048576)) MB free: a cache of $(($2 / 1048576)) MB would leave less than 1 GB"
+    (umask 077; fallocate -l "$2" "$1" 2>/dev/null || truncate -s "$2" "$1")
+    if [ "$have" = 0 ]; then
+      mkfs.ext4 -q -F -m 0 -E "root_owner=@OWNER@" "$1" || { rm -f "$1"; die "$1: no file system could be made"; }
+    fi
+  fi
+  repaired=0
+  # 1 and 2: errors that were corrected (e2fsck(8))
+  e2fsck -p "$1" >/dev/null || repaired=$?
+  [ "$repaired" -lt 4 ] ||
+    die "$1: its file system is damaged. It holds nothing that cannot be made anew: delete it, then run again"
+  if [ "$have" != 0 ] && [ "$have" != "$2" ]; then
+    e2fsck -f -p "$1" >/dev/null || [ $? -lt 4 ] || die "$1: its file system is damaged; delete it, then run again"
+    resize2fs "$1" "$(($2 / 1024))K" >/dev/null 2>&1 ||
+      die "$1: holds more than its new size of $(($2 / 1048576)) MB; delete files in it first, or delete it"
+    truncate -s "$2" "$1"
+  fi
+}
+
+prune() { # directory
+  mountpoint -q "$1" || return 0
+  set -- "$1" $(stat -f -c '%b %f %S' "$1")
+  total=$(($2 * $4)) used=$((($2 - $3) * $4))
+  [ "$((used * 100))" -ge "$((total * @FULL@))" ] || return 0
+  # What is read is used, too: of its three times the latest one counts. Names with a line feed are left alone.
+  find "$1" -xdev -type f ! -name '*
+*' -mmin +@IDLE@ -amin +@IDLE@ -printf '%A@ %T@ %b %p\n' |
+    awk '{ time = $1 > $2 ? $1 : $2; sub(/^[^ ]+ [^ ]+ /, ""); print time, $0 }' | sort -n |
+    awk -v over="$((used - total * @ROOM@ / 100))" '
+      freed < over { freed += $2 * 512; sub(/^[^ ]+ [^ ]+ /, ""); print }' |
+    xargs -r -d '\n' rm -f --
+  find "$1" -xdev -mindepth 2 -type d -empty -mmin +@IDLE@ -delete
+  left=$(stat -f -c '%b %f' "$1")
+  echo "$1: was $((used * 100 / total)) % full, is $(((${left% *} - ${left#* }) * 100 / ${left% *})) % full"
+}
+
+case ${1-} in
+  image)
+    while IFS='	' read -r name unit directory file bytes; do
+      case $name in '#'*) continue ;; esac
+      [ "$file" = - ] || [ "$name" != "$2" ] || image "$file" "$bytes"
+    done <"$TABLE"
+    ;;
+  prune)
+    while IFS='	' read -r name unit directory file bytes; do
+      case $name in '#'*) continue ;; esac
+      prune "$directory"
+    done <"$TABLE"
+    ;;
+  *) die "usage: cache image NAME, or cache prune" ;;
+esac"""
