@@ -275,7 +275,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("plex_transcode_directory", "/data/transcode", "lies inside /data"),
     ("plex_libraries", {"Books": {"type": "book", "paths": ["/data/media/books"]}}, "'movie', 'show', 'artist'"),
     ("plex_libraries", {"Films": {"type": "movie", "paths": []}}, "at least 1 item"),
-    ("plex_libraries", {"Films": {"type": "movie", "path": "/x/y"}}, "{type, paths, language}"),
+    ("plex_libraries", {"Films": {"type": "movie", "paths": ["/x/y"], "at": "/x"}}, "{type, paths, language}"),
     (
         "plex_libraries",
         {"A": {"type": "movie", "paths": ["/data/media/a"]}, "B": {"type": "movie", "paths": ["/data/media/a"]}},
