@@ -22,8 +22,8 @@ from pyinfra.api import FactBase
 
 from mediahost import plex
 from mediahost.gpu import Card
+from mediahost.render import mounts, wall
 from mediahost.render import plex as plex_files
-from mediahost.render import wall
 from mediahost.vpn import BRIDGE, LINK, TABLE
 
 STATE_DIRECTORY = "/var/lib/mediahost"
@@ -53,6 +53,8 @@ class Request:
     """Files of moduli(5) in which groups of less than 3072 bits are counted."""
     ssh_probes: frozenset[str] = frozenset()
     """Logins to ask sshd about where it has Match blocks, as `sshd -T -C` takes them."""
+    acls: frozenset[str] = frozenset()
+    """Directories of which the default ACL and the kind of file system are looked at."""
     first_lines: frozenset[str] = frozenset()
     """Files of which the first line is a secret, and what follows is somebody else's."""
     vpn: frozenset[str] = frozenset()
@@ -63,6 +65,13 @@ class Request:
 
     gpu: frozenset[str] = frozenset()
     """Not empty: look for graphics cards."""
+
+    mounts: frozenset[str] = frozenset()
+    """Mount points: what is mounted there, and of a bare one whether it can be written in."""
+    disks: frozenset[str] = frozenset()
+    """POINT=DEVICE: whether the device is there, and what is on it while nothing is mounted at POINT."""
+    shares: frozenset[str] = frozenset()
+    """Those of `mounts` that are another machine's: while it does not answer, no path below is looked at."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -196,6 +205,41 @@ class PlexState:
 
 
 @dataclass(frozen=True)
+class MountState:
+    """What is mounted: source and type as in proc_pid_mountinfo(5). `device` is the source's device number."""
+
+    source: str
+    type: str
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class DiskState:
+    """A disk that is there; `found` says what is on it, a line each, while nothing is mounted where it belongs."""
+
+    device: str
+    found: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BareState:
+    """A mount point on which nothing is mounted; `content` is the path of one file in it, empty for none."""
+
+    immutable: bool = False
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class MountsState:
+    """Mounts by mount point, disks by device as asked for, and shares whose server does not answer."""
+
+    mounted: dict[str, MountState] = field(default_factory=dict)
+    disks: dict[str, DiskState] = field(default_factory=dict)
+    bare: dict[str, BareState] = field(default_factory=dict)
+    away: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class GpuState:
     """Graphics cards and what the kernel makes of them. Empty where nobody asked.
 
@@ -218,6 +262,10 @@ class Snapshot:
     os: Os = Os()
     paths: dict[str, PathState] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    default_acls: dict[str, str] = field(default_factory=dict)
+    """Entries of a directory's default ACL as getfacl(1) has them, ids as numbers, joined by commas."""
+    filesystems: dict[str, str] = field(default_factory=dict)
+    """Kind of file system a directory is on, in the words of stat(1): `ext2/ext3` for ext4, too."""
     first_lines: dict[str, str] = field(default_factory=dict)
     """sha256 of a file's first line with its newline; the line itself is never read."""
     packages: dict[str, PackageState] = field(default_factory=dict)
@@ -251,6 +299,7 @@ class Snapshot:
     vpn: VpnState = VpnState()
     plex: PlexState = PlexState()
     gpu: GpuState = GpuState()
+    mounts: MountsState = MountsState()
     legacy_rules: int = 0
     """Rules made with iptables-legacy, which iptables-nft does not show."""
     engine_version: str = ""
@@ -326,6 +375,27 @@ section timezone
 readlink /etc/localtime
 end timezone
 
+# A share whose server is away holds up whoever looks at it, for ever: then nobody does.
+away=
+for share in $SHARES; do
+  timeout -s KILL 5 stat -t "$share" >/dev/null 2>&1 || away="$away $share"
+done
+if [ -n "$away" ]; then
+  near() {
+    kept=
+    for path; do
+      for share in $away; do
+        case $path in "$share"|"$share"/*) continue 2 ;; esac
+      done
+      kept="$kept $path"
+    done
+  }
+  near $PATHS; PATHS=$kept
+  near $SUMS; SUMS=$kept
+  near $CONTENTS; CONTENTS=$kept
+  near $ACLS; ACLS=$kept
+fi
+
 section paths
 if [ -n "$PATHS" ]; then
   stat -c '%f %u %g %U %G %n' $PATHS 2>/dev/null
@@ -335,6 +405,13 @@ end paths
 section sums
 if [ -n "$SUMS" ]; then sha256sum $SUMS 2>/dev/null; fi
 end sums
+
+section acls
+if [ -n "$ACLS" ]; then
+  stat -f -c '#filesystem %n %T' $ACLS 2>/dev/null
+  if have getfacl; then getfacl -d -p -n $ACLS 2>/dev/null; fi
+fi
+end acls
 
 section contents
 bodies $CONTENTS
@@ -625,6 +702,40 @@ if [ -n "$GPU" ]; then
 fi
 end gpu
 
+section mounts
+if [ -n "$MOUNTS" ]; then
+  for share in $away; do printf '#away %s\n' "$share"; done
+  mounted=$(awk -v wanted="$MOUNTS" '
+    BEGIN { split(wanted, points, " "); for (i in points) is[points[i]] }
+    $5 in is { for (i = 7; $i != "-"; i++) ; if ($(i + 1) != "autofs") print $5, $(i + 2), $(i + 1) }
+  ' /proc/self/mountinfo)
+  line='
+'
+  devices=
+  while read -r point source kind; do
+    [ -z "$point" ] || printf '#mounted %s %s %s\n' "$point" "$source" "$kind"
+    case $source in /dev/*) devices="$devices $source" ;; esac
+  done <<EOF
+$mounted
+EOF
+  for pair in $DISKS; do devices="$devices ${pair#*=}"; done
+  [ -z "$devices" ] || stat -L -c '#device %t:%T %n' $devices 2>/dev/null
+  for point in $MOUNTS; do
+    case "$line$mounted" in *"$line$point "*) continue ;; esac
+    case " $away " in *" $point "*) continue ;; esac
+    [ -d "$point" ] || continue
+    bits=$(lsattr -d "$point" 2>/dev/null)
+    printf '#bare %s %s %s\n' "$point" "${bits%% *}" "$(find "$point" -xdev ! -type d -print -quit 2>/dev/null)"
+  done
+  for pair in $DISKS; do
+    case "$line$mounted" in *"$line${pair%%=*} "*) continue ;; esac
+    [ -b "${pair#*=}" ] || continue
+    printf '#found %s\n' "${pair#*=}"
+    found_on "${pair#*=}"
+  done
+fi
+end mounts
+
 section engine
 socket=/run/docker.sock
 if [ -S "$socket" ] && have curl; then
@@ -672,6 +783,7 @@ _SECTIONS = [
     "timezone",
     "paths",
     "sums",
+    "acls",
     "contents",
     "first_lines",
     "packages",
@@ -695,6 +807,7 @@ _SECTIONS = [
     "vpn",
     "plex",
     "gpu",
+    "mounts",
     "engine",
     "pending",
     "manifest",
@@ -713,6 +826,7 @@ def script(request: Request) -> str:
         f"PATHS={words(request.paths | request.contents)}",
         f"SUMS={words(request.paths | request.contents)}",
         f"CONTENTS={words(request.contents)}",
+        f"ACLS={words(request.acls)}",
         f"FIRST_LINES={words(request.first_lines)}",
         f"PACKAGES={words(request.packages)}",
         f"UNITS={words(request.units)}",
@@ -727,6 +841,8 @@ def script(request: Request) -> str:
         f"PLEX={words(request.plex)} PLEX_URL={plex.URL} PLEX_PREFERENCES={shlex.quote(plex.PREFERENCES)}",
         f"GPU={words(request.gpu)} SYS=/sys DEV=/dev",
         f"PLEX_SOURCE={plex_files.SOURCE_PATH} sources=",
+        f"MOUNTS={words(request.mounts)} DISKS={words(request.disks)} SHARES={words(request.shares)}",
+        mounts.FOUND_ON if request.disks else "",
         f"MODULI={words(request.moduli)}",
         f"PROBES={words(request.ssh_probes)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
@@ -757,6 +873,10 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         os=Os(*os_line.split()),
         paths=paths,
         contents=_contents(sections["contents"]),
+        default_acls=_default_acls(sections["acls"]),
+        filesystems={
+            words[1]: words[2] for words in map(str.split, sections["acls"]) if words[:1] == ["#filesystem"]
+        },
         first_lines={path: digest for digest, path in (line.split(" ", 1) for line in sections["first_lines"])},
         packages=_packages(sections["packages"]),
         units=_units(sections["units"], sorted(request.units)),
@@ -798,6 +918,7 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         rolled_back=rollback.get("done", ""),
         nft_chains=_nft_chains(sections["nft"]),
         vpn=_vpn(_blocks(sections["vpn"], "#about ")),
+        mounts=_mounts(sections["mounts"], request.disks),
         plex=_plex(sections["plex"]),
         gpu=_gpu(sections["gpu"]),
         ssh_port=_ssh_port(sections["connection"]),
@@ -847,6 +968,17 @@ def _contents(lines: Sequence[str]) -> dict[str, str]:
         elif line.startswith("|"):
             contents[path] += line[1:] + "\n"
     return contents
+
+
+def _default_acls(lines: Sequence[str]) -> dict[str, str]:
+    entries: dict[str, list[str]] = {}
+    path = ""
+    for line in lines:
+        if line.startswith("# file: "):
+            path = line.removeprefix("# file: ")
+        elif line and not line.startswith("#"):
+            entries.setdefault(path, []).append(line.split()[0])
+    return {path: ",".join(found) for path, found in entries.items()}
 
 
 def _packages(lines: Sequence[str]) -> dict[str, PackageState]:
@@ -1025,6 +1157,44 @@ def _vpn(about: dict[str, list[str]]) -> VpnState:
         inside=inside,
         inside_recorded=tuple((about.get("inside_recorded") or [""])[0].split()),
         inside_listed=inside_listed,
+    )
+
+
+def _mounts(lines: Sequence[str], asked: Iterable[str]) -> MountsState:
+    numbers: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
+    bare: dict[str, BareState] = {}
+    found: dict[str, list[str]] = {}
+    away: set[str] = set()
+    disk = ""
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "#away":
+            away.add(rest)
+        elif word == "#mounted":
+            point, source, kind = rest.split(" ")
+            seen[point] = (source, kind)
+        elif word == "#device":
+            number, _, name = rest.partition(" ")
+            numbers[name] = number
+        elif word == "#bare":
+            point, bits, content = rest.split(" ", 2)
+            # lsattr(1): the fifth letter; a file system without attributes has none.
+            bare[point] = BareState(immutable=bits[4:5] == "i", content=content)
+        elif word == "#found":
+            disk = rest
+            found[disk] = []
+        else:
+            found[disk].append(line)
+    devices = {pair.partition("=")[2] for pair in asked}
+    return MountsState(
+        mounted={point: MountState(source, kind, numbers.get(source, "")) for point, (source, kind) in seen.items()},
+        disks={
+            device: DiskState(numbers[device], tuple(found.get(device, ())))
+            for device in sorted(devices & numbers.keys())
+        },
+        bare=bare,
+        away=frozenset(away),
     )
 
 

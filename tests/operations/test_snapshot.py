@@ -461,6 +461,8 @@ dd cc 172.30.0.0/16
 #end vpn
 #begin plex
 #end plex
+#begin mounts
+#end mounts
 #begin gpu
 #kernel 6.8.0-88-generic
 #card 0000:00:02.0 0x8086 0xa780 i915
