@@ -2,17 +2,20 @@
 
 from operations import (
     base,
+    caches,
     compose,
     docker,
     fail2ban,
     follow,
     hardening,
     manifest,
+    plex,
     rollback,
     run,
     ssh,
     storage,
     ufw,
+    upkeep,
     users,
     verify,
     vpn,
@@ -36,6 +39,9 @@ ufw.provision(settings, wanted.stack.exposed_ports, wanted.vpn)
 vpn.provision(wanted)
 docker.provision(settings)
 storage.provision(wanted.directories)
+caches.provision(settings)
+upkeep.provision(settings)
+plex.provision(wanted)
 compose.provision(wanted)
 follow.provision(wanted)
 vpn.finish(wanted)

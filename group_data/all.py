@@ -332,7 +332,7 @@ transcode_size = None
 # Where that directory is; on an SSD, when you have one.
 transcode_root = '/srv/cache/transcode'
 
-# Whether transcodes are kept on that disk or in memory (tmpfs), where they are gone on boot.
+# Whether transcodes are kept on that disk, or in memory (tmpfs) until the next boot.
 transcode_in = 'disk'
 
 # A directory for thumbnails that can never grow beyond this, such as 50g; None: none.

@@ -32,7 +32,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from mediahost import controls, public_key, storage
+from mediahost import controls, public_key, storage, upkeep
 from mediahost.paths import AbsolutePath, below
 from mediahost.storage import Disk, Pool, Share
 
@@ -732,7 +732,7 @@ class Settings(BaseModel):
         "/srv/cache/transcode", description="Where that directory is; on an SSD, when you have one."
     )
     transcode_in: Literal["disk", "memory"] = Field(
-        "disk", description="Whether transcodes are kept on that disk or in memory (tmpfs), where they are gone on boot."
+        "disk", description="Whether transcodes are kept on that disk, or in memory (tmpfs) until the next boot."
     )
     thumbnails_size: Size | None = Field(
         None, description="A directory for thumbnails that can never grow beyond this, such as 50g; None: none."
@@ -889,6 +889,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.sshd_totp and not settings.admins:
         yield "sshd_totp", "nobody could log in from outside: only administrators have a code; fill `admins`"
     yield from _vpn_conflicts(settings)
+    yield from upkeep.conflicts(settings)
     if settings.docker_nofile_hard < settings.docker_nofile_soft:
         yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
     if settings.layout == "split" and below(settings.downloads_root, settings.media_root):

@@ -14,6 +14,7 @@ from pyinfra.api import deploy, operation
 
 from facts.snapshot import Snapshot
 from mediahost.resources import Directory
+from operations import acl
 from operations.convergence import Step, converge
 
 
@@ -71,3 +72,4 @@ def tree(directories: Sequence[Directory]):  # type: ignore[no-untyped-def]
 def provision(directories: Sequence[Directory]) -> None:
     """The whole stage."""
     tree(name="directory tree", directories=directories)
+    acl.inherited(name="default ACLs", directories=directories)

@@ -7,13 +7,14 @@ removes the files that were used longest ago.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mediahost.config import Settings
-from mediahost.paths import below
-from mediahost.render.upkeep import PROGRAMS, UNITS, script, size_in_bytes
+from mediahost.render.mounts import escaped
+from mediahost.render.upkeep import PROGRAMS, UNITS, script
 from mediahost.resources import Directory, File, text_file
+from mediahost.upkeep import Cache, caches
 
 PROGRAM_PATH = f"{PROGRAMS}/cache"
 TABLE_PATH = "/etc/mediahost/caches"
@@ -35,87 +36,19 @@ _FULL, _ROOM = 90, 80  # per cent: where pruning begins, and where it ends
 _IN_USE = 60  # minutes since a file was written or read for which it is left alone
 
 
-@dataclass(frozen=True)
-class Cache:
-    """A directory at `at` that holds at most `size` bytes: a file system in the file `image`, or in memory (None)."""
-
-    name: str
-    at: str
-    size: int
-    in_memory: bool = False
-
-    @property
-    def image(self) -> str | None:
-        """The file that the file system lies in, beside its mount point."""
-        return None if self.in_memory else f"{self.at}.img"
-
-    @property
-    def unit(self) -> str:
-        """Its mount unit."""
-        return f"{escaped(self.at)}.mount"
-
-    @property
-    def image_unit(self) -> str:
-        """The unit that makes the file before it is mounted."""
-        return f"mediahost-cache-{self.name}.service"
+def unit(cache: Cache) -> str:
+    """Its mount unit."""
+    return f"{escaped(cache.at)}.mount"
 
 
-def caches(settings: Settings) -> tuple[Cache, ...]:
-    """The caches that this host shall have."""
-    found = []
-    if settings.transcode_size:
-        size = size_in_bytes(settings.transcode_size)
-        found.append(Cache("transcode", settings.transcode_root, size, settings.transcode_in == "memory"))
-    if settings.thumbnails_size:
-        found.append(Cache("thumbnails", settings.thumbnails_root, size_in_bytes(settings.thumbnails_size)))
-    return tuple(found)
+def image_unit(name: str) -> str:
+    """The unit that makes the file of the cache `name` before it is mounted."""
+    return f"mediahost-cache-{name}.service"
 
 
-def conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Keys whose values do not go together, each with the mend."""
-    wanted = caches(settings)
-    if settings.transcode_in == "memory" and not settings.transcode_size:
-        yield "transcode_in", "does nothing without transcode_size; set it, such as 4g"
-    for cache in wanted:
-        key = f"{cache.name}_root"
-        # A journal and the tables of an ext4 take some megabytes.
-        if cache.size < 64 * 1024**2:
-            yield f"{cache.name}_size", "is too small for a file system; write 64m or more"
-        for other in (settings.data_root, settings.downloads_root, settings.stack_root):
-            if below(other, cache.at):
-                yield key, f"{other} lies inside it, and would be hidden; choose a directory of its own"
-        if below(cache.at, settings.media_root):
-            yield key, f"lies among the media ({settings.media_root}); choose one such as /srv/cache/{cache.name}"
-        for at in (
-            *(disk.at for disk in settings.storage_disks),
-            *(pool.at for pool in settings.storage_pools),
-            *(share.at for share in settings.storage_shares),
-        ):
-            if at == cache.at:
-                yield key, f"{at} is a mount point already; choose a directory below it"
-        for share in settings.storage_shares:
-            if not cache.in_memory and below(cache.at, share.at):
-                yield key, f"lies on the share {share.at}; choose a directory on a disk of this host"
-    if len(wanted) == 2 and (below(wanted[0].at, wanted[1].at) or below(wanted[1].at, wanted[0].at)):
-        yield "thumbnails_root", f"{wanted[1].at} and {wanted[0].at} lie inside each other; choose another"
-
-
-def escaped(path: str) -> str:
-    """A path as systemd writes it in the name of a unit (systemd.unit(5), `systemd-escape --path`)."""
-    letters = []
-    for index, letter in enumerate(path.strip("/")):
-        if letter == "/":
-            letters.append("-")
-        elif letter.isalnum() or letter in ":_" or (letter == "." and index > 0):
-            letters.append(letter)
-        else:
-            letters.append(f"\\x{ord(letter):02x}")
-    return "".join(letters)
-
-
-def mount_unit_path(unit: str) -> str:
+def mount_unit_path(name: str) -> str:
     """Where the file of a mount unit is."""
-    return f"{UNITS}/{unit}"
+    return f"{UNITS}/{name}"
 
 
 @dataclass(frozen=True)
@@ -135,17 +68,22 @@ def standing(table: str) -> tuple[Standing, ...]:
     return tuple(Standing(*row[:4], int(row[4])) for row in rows if len(row) == 5)
 
 
+def standing_in(contents: Mapping[str, str]) -> tuple[Standing, ...]:
+    """The caches that a host's files, by path, tell of."""
+    return standing(contents.get(TABLE_PATH, ""))
+
+
 def table(settings: Settings) -> File:
     """What is mounted where."""
     rows = (
-        f"{cache.name}\t{cache.unit}\t{cache.at}\t{cache.image or '-'}\t{cache.size}" for cache in caches(settings)
+        f"{cache.name}\t{unit(cache)}\t{cache.at}\t{cache.image or '-'}\t{cache.size}" for cache in caches(settings)
     )
     return text_file(TABLE_PATH, *rows)
 
 
 def mount_files(settings: Settings) -> tuple[File, ...]:
     """The mount units."""
-    return tuple(text_file(mount_unit_path(cache.unit), *_mount_unit(cache, settings)) for cache in caches(settings))
+    return tuple(text_file(mount_unit_path(unit(cache)), *_mount_unit(cache, settings)) for cache in caches(settings))
 
 
 def files(settings: Settings) -> tuple[File, ...]:
@@ -160,7 +98,7 @@ def files(settings: Settings) -> tuple[File, ...]:
         script(PROGRAM_PATH, program.rstrip()),
         *(
             text_file(
-                f"{UNITS}/{cache.image_unit}",
+                f"{UNITS}/{image_unit(cache.name)}",
                 "[Unit]",
                 f"Description=The file of the cache {cache.name}",
                 f"RequiresMountsFor={cache.image}",
@@ -220,7 +158,7 @@ def _mount_unit(cache: Cache, settings: Settings) -> tuple[str, ...]:
     else:
         # A mount unit comes before local-fs.target unless it is told otherwise; what makes the file comes after it.
         head += ["DefaultDependencies=no", "Conflicts=umount.target", "Before=umount.target"]
-        head += [f"Requires={cache.image_unit}", f"After={cache.image_unit}"]
+        head += [f"Requires={image_unit(cache.name)}", f"After={image_unit(cache.name)}"]
         # Not noatime: pruning asks when a file was read last.
         options = "loop,nosuid,nodev"
         mount = [f"What={cache.image}", f"Where={cache.at}", "Type=ext4", f"Options={options}"]

@@ -15,6 +15,7 @@ UNIT = "smartmontools.service"
 DROP_IN_PATH = f"{UNITS}/{UNIT}.d/mediahost.conf"
 CONFIGURATION_PATH = "/etc/mediahost/smartd.conf"
 PROGRAM_PATH = f"{PROGRAMS}/smart-report"
+PATHS = (DROP_IN_PATH, CONFIGURATION_PATH, PROGRAM_PATH)
 REPORTS_PATH = "/var/lib/mediahost/smart-reports"
 
 # Attributes that change all the time and mean nothing: 190 and 194 are temperatures, which -W watches.
@@ -40,10 +41,9 @@ mv -f "$REPORTS.new" "$REPORTS"
 
 def concern(settings: Settings) -> Concern:
     """smartd with our configuration, or the package's own again."""
-    paths = (DROP_IN_PATH, CONFIGURATION_PATH, PROGRAM_PATH)
     if not settings.smart:
         # The daemon is the package's: it goes on with the package's configuration.
-        return Concern("smart", paths, afterwards=f"systemctl try-restart {UNIT} || true")
+        return Concern("smart", PATHS, afterwards=f"systemctl try-restart {UNIT} || true")
     heat = settings.smart_temperature
     # 0: a change by some degrees is no news; reported ten degrees early in the journal, at the limit to everybody.
     words = [_CHECKS, _SLEEPING, f"-W 0,{heat - 10},{heat}"]
@@ -65,7 +65,7 @@ def concern(settings: Settings) -> Concern:
     )
     return Concern(
         "smart",
-        paths,
+        PATHS,
         packages=("smartmontools",),
         files={
             UNIT: (

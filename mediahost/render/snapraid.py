@@ -8,12 +8,11 @@ or when the parity would lie on a disk that it protects (snapraid(1); the rule o
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 from mediahost.config import Settings
-from mediahost.paths import below
 from mediahost.render.upkeep import PROGRAMS, UNITS, Concern, script
 from mediahost.resources import text_file
+from mediahost.upkeep import snapraid_disks
 
 CONFIGURATION_PATH = "/etc/snapraid.conf"
 """Where snapraid(1) looks by itself: what a person types works as the timers do."""
@@ -84,54 +83,9 @@ case ${1-} in
 esac"""
 
 
-def data_disks(settings: Settings) -> tuple[str, ...]:
-    """Mount points of the disks that are protected, in the order of `storage_disks`."""
-    if settings.snapraid_data is not None:
-        return tuple(settings.snapraid_data)
-    disks = [disk.at for disk in settings.storage_disks if disk.at not in settings.snapraid_parity]
-    branches = [branch for pool in settings.storage_pools for branch in pool.branches]
-    pooled = tuple(at for at in disks if any(below(branch, at) for branch in branches))
-    return pooled if settings.storage_pools else tuple(disks)
-
-
-def conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Keys whose values do not go together, each with the mend."""
-    parity, data = settings.snapraid_parity, data_disks(settings)
-    if not parity:
-        if settings.snapraid_data:
-            yield "snapraid_data", "does nothing without snapraid_parity; name the parity disk's mount point there"
-        return
-    if not data:
-        yield (
-            "snapraid_parity",
-            "there is no disk to protect: name disks in storage_disks, or their mount points in snapraid_data",
-        )
-    if len(parity) > 6:
-        yield "snapraid_parity", "SnapRAID knows six parities at most"
-    if len(set(parity)) < len(parity) or len(set(data)) < len(data):
-        yield "snapraid_parity", "a disk is named twice, here or in snapraid_data"
-    known = [disk.at for disk in settings.storage_disks]
-    for at in parity:
-        for other in data:
-            if below(at, other) or below(other, at):
-                yield (
-                    "snapraid_parity",
-                    f"{at} lies on the disk {other} that it would protect; give it a disk of its own",
-                )
-        if known and at not in known:
-            yield "snapraid_parity", f"{at} is no mount point in storage_disks; parity needs a disk of its own there"
-        for pool in settings.storage_pools:
-            if any(below(branch, at) or below(at, branch) for branch in pool.branches):
-                yield "snapraid_parity", f"{at} is a branch of the pool {pool.at}; take it out of one of the two"
-    if known and settings.snapraid_data is not None:
-        for at in settings.snapraid_data:
-            if at not in known:
-                yield "snapraid_data", f"{at} is no mount point in storage_disks; write one of {', '.join(known)}"
-
-
 def configuration(settings: Settings) -> tuple[str, ...]:
     """The lines of snapraid.conf(5)."""
-    data = data_disks(settings)
+    data = snapraid_disks(settings)
     lines = [
         f"{'' if level == 1 else f'{level}-'}parity {at}/snapraid.parity"
         for level, at in enumerate(settings.snapraid_parity, start=1)
@@ -148,7 +102,7 @@ def configuration(settings: Settings) -> tuple[str, ...]:
 
 def _program(settings: Settings) -> str:
     words = {
-        "DATA": " ".join(data_disks(settings)),
+        "DATA": " ".join(snapraid_disks(settings)),
         "PARITY": " ".join(settings.snapraid_parity),
         "LIMIT": str(settings.snapraid_delete_limit),
         "PERCENT": str(settings.snapraid_scrub_percent),

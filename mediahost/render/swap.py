@@ -8,12 +8,14 @@ swap goes back into memory that the containers have left by then.
 from __future__ import annotations
 
 from mediahost.config import Settings
-from mediahost.render.upkeep import PROGRAMS, UNITS, Concern, script, size_in_bytes
+from mediahost.render.upkeep import PROGRAMS, UNITS, Concern, script
 from mediahost.resources import text_file
+from mediahost.upkeep import size_in_bytes
 
 UNIT = "mediahost-swap.service"
 UNIT_PATH = f"{UNITS}/{UNIT}"
 PROGRAM_PATH = f"{PROGRAMS}/swap"
+PATHS = (UNIT_PATH, PROGRAM_PATH)
 FILE_PATH = "/var/lib/mediahost/swapfile"
 DEVICE_RECORD = "/run/mediahost/zram"
 """Names the zram device that is ours; others may belong to somebody else."""
@@ -88,9 +90,8 @@ esac"""
 
 def concern(settings: Settings) -> Concern:
     """The unit that makes the swap, or nothing."""
-    paths = (UNIT_PATH, PROGRAM_PATH)
     if settings.swap == "none":
-        return Concern("swap", paths, own_units=(UNIT,), afterwards=f"rm -f {FILE_PATH}")
+        return Concern("swap", PATHS, own_units=(UNIT,), afterwards=f"rm -f {FILE_PATH}")
     program = _PROGRAM.replace("@FILE@", FILE_PATH).replace("@RECORD@", DEVICE_RECORD)
     unit = (
         "[Unit]",
@@ -112,7 +113,7 @@ def concern(settings: Settings) -> Concern:
     )
     return Concern(
         "swap",
-        paths,
+        PATHS,
         own_units=(UNIT,),
         files={
             UNIT: (

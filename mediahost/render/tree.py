@@ -15,6 +15,10 @@ from mediahost.stack import Stack
 
 # rwxrwsr-x: the group writes, new files inherit the group (TRaSH Guides, File-and-Folder-Structure).
 SHARED_MODE = "2775"
+SHARED_ACL = "user::rwx,group::rwx,other::r-x"
+"""Default ACL of these directories: with one, the kernel leaves umask(2) out of account, so that the group may write
+whoever makes a file. No entry for a named group: files would get a mask, and the first chmod takes rights away
+with it; the setgid bit hands the group on (docs/decisions/default-acl-without-names.md)."""
 
 
 def render_tree(settings: Settings, stack: Stack) -> tuple[Directory, ...]:
@@ -23,7 +27,9 @@ def render_tree(settings: Settings, stack: Stack) -> tuple[Directory, ...]:
     `data_root` itself (and `downloads_root` in the `split` layout) is included, what lies above it is not.
     """
     owner, group = str(settings.media_uid), str(settings.media_gid)
-    shared = tuple(Directory(path, owner, group, SHARED_MODE) for path in _shared(settings))
+    # Empty: what an earlier run has set is taken away.
+    acl = SHARED_ACL if settings.storage_acl else ""
+    shared = tuple(Directory(path, owner, group, SHARED_MODE, acl) for path in _shared(settings))
     if not stack.services:
         return shared
     return (

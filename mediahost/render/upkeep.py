@@ -46,11 +46,6 @@ class Concern:
         return bool(self.files)
 
 
-def size_in_bytes(size: str) -> int:
-    """Bytes of a size such as 512m or 2g."""
-    return int(size[:-1]) * 1024 ** ("kmg".index(size[-1].lower()) + 1)
-
-
 def script(path: str, body: str) -> File:
     """A program of ours, in POSIX sh."""
     return File(path, f"#!/bin/sh\n# {MARK}\n{body}\n".encode(), mode="0755")

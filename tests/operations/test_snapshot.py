@@ -316,6 +316,17 @@ c1b0 0 990 root docker /run/docker.sock
 #begin sums
 aaaa  /etc/ssh/sshd_config.d/00-mediahost.conf
 #end sums
+#begin acls
+#filesystem /data/media ext2/ext3
+# file: /data/media
+# owner: 13000
+# group: 13000
+# flags: -s-
+user::rwx
+group::rwx
+other::r-x
+
+#end acls
 #begin contents
 #file /etc/docker/daemon.json
 |{
@@ -526,6 +537,8 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             "/run/docker.sock": PathState("other", "660", "0", "990", "root", "docker"),
         },
         contents={"/etc/docker/daemon.json": "{\n}\n", "/etc/empty": ""},
+        default_acls={"/data/media": "user::rwx,group::rwx,other::r-x"},
+        filesystems={"/data/media": "ext2/ext3"},
         first_lines={"/etc/mediahost/totp/me": hashlib.sha256(b"hello\n").hexdigest()},
         packages={
             "docker-ce": PackageState("5:29.7.0-1~ubuntu.24.04~noble", installed=True, held=True),
