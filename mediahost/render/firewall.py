@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from mediahost import plex
 from mediahost.config import Settings
 from mediahost.render import forwarding
 from mediahost.resources import FirewallRule
@@ -64,7 +65,7 @@ def host_rules(
         for port in sorted({settings.sshd_port, *ssh_ports})
         for source in (settings.firewall_ssh_from or ["any"])
     ]
-    rules += _exposure_rules(settings, list(exposed))
+    rules += _exposure_rules(settings, [*exposed, *plex.ports(settings)])
     for extra in settings.firewall_extra:
         rules.append(
             FirewallRule(
@@ -110,6 +111,8 @@ def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
 def _download_ports(settings: Settings) -> list[int]:
     """Ports other than 80 and 443 from which packages and images come."""
     urls = [urlsplit(settings.docker_apt_url), urlsplit(f"https://{settings.registry_prefix}")]
+    if settings.plex == "native":
+        urls += [urlsplit(settings.plex_apt_url), urlsplit(settings.plex_apt_key_url)]
     return sorted({url.port for url in urls if url.port} - {80, 443})
 
 
