@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import signal
+import socketserver
 import sqlite3
 import sys
 import threading
@@ -272,6 +273,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
 
+class Listener(ThreadingHTTPServer):
+    """Without the question of its own name, which a guest without a name server would wait for."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
 def sqlite(database: str, command: str) -> None:
     """What the real package's shell does with `.backup 'FILE'`, or with SQL."""
     backup = re.fullmatch(r"\.backup '?([^']+)'?", command)
@@ -298,8 +309,7 @@ def main() -> None:
         os.environ.get("MEDIAHOST_STAND_IN_ADDRESS", ""),
         int(os.environ.get("MEDIAHOST_STAND_IN_PORT", "32400")),
     )
-    server = ThreadingHTTPServer(address, Handler)
-    server.daemon_threads = True
+    server = Listener(address, Handler)
     log(f"{LABEL} {VERSION} listens on port {server.server_address[1]}")
 
     def end(*_: Any) -> None:
