@@ -7,6 +7,7 @@ from operations import (
     docker,
     fail2ban,
     follow,
+    gpu,
     hardening,
     manifest,
     plex,
@@ -37,6 +38,7 @@ ssh.provision(settings, wanted.factors)
 manifest.pruned(name="manifest | codes no longer asked for", owned=wanted.owned)
 ufw.provision(settings, wanted.stack.exposed_ports, wanted.vpn)
 vpn.provision(wanted)
+gpu.provision(wanted)
 docker.provision(settings)
 storage.provision(wanted.directories)
 caches.provision(settings)

@@ -81,6 +81,7 @@ class Release:
 
     id: str
     codename: str
+    version: str = ""
     architecture: str = "amd64"
     kernel: str = ""
 
@@ -124,6 +125,15 @@ class Device:
     node: str = ""
     cdi: str = ""
     card: Card | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """A card as a compose file says it: the host's `node` and the ids of groups that may open it, or `cdi`."""
+
+    node: str = ""
+    groups: tuple[int, ...] = ()
+    cdi: str = ""
 
 
 @dataclass(frozen=True)
@@ -398,10 +408,8 @@ def _devices(
     cards: Sequence[Card], settings: Settings, asking: Mapping[str, Use], facts: Facts, refusals: list[str]
 ) -> Iterator[tuple[str, Device]]:
     """What each service gets. A mapping by the user comes first, else the best card for what it does."""
-    for service in sorted({*asking, *settings.gpu_devices}):
+    for service in sorted(asking):
         selector = settings.gpu_devices.get(service)
-        if selector == "none":
-            continue
         if selector is None:
             ranked = sorted(cards, key=lambda card: _ORDER[asking[service]].index(card.maker))
             if ranked:

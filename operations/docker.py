@@ -7,7 +7,7 @@ from pyinfra.api import deploy, operation
 from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import docker as wanted
-from operations import apt, files, units, vendor_key
+from operations import apt, files, gpu, units, vendor_key
 from operations.convergence import Step, converge
 from operations.vendor_key import VendorKey
 
@@ -152,14 +152,18 @@ def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     refused = daemon_refusals(settings, seen)
     if refused:
         return refused
-    return files.steps((wanted.daemon_file(settings, seen.contents.get(wanted.DAEMON_PATH)),), seen, pending=UNIT)
+    present = seen.contents.get(wanted.DAEMON_PATH)
+    return files.steps((wanted.daemon_file(settings, present, gpu.cdi(settings, seen)),), seen, pending=UNIT)
 
 
 def running_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """The engine running, with the configuration that is on disk."""
     found = daemon_steps(settings, seen)
+    cdi = gpu.cdi(settings, seen)
+    record = gpu.cdi_record_steps(cdi, seen)
     interrupts = "containers go on" if settings.docker_live_restore else "containers restart"
-    return found + units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
+    running = units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
+    return [*record, *found, *running] if cdi else [*found, *running, *record]
 
 
 def steps(settings: Settings, seen: Snapshot) -> list[Step]:

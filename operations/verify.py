@@ -23,6 +23,7 @@ from operations import (
     fail2ban,
     files,
     follow,
+    gpu,
     hardening,
     hardlinks,
     manifest,
@@ -44,6 +45,7 @@ def request(wanted: Wanted) -> Request:
     watched |= fail2ban.request(settings)
     watched |= files.request(wanted.stack_files, wanted.directories)
     watched |= hardening.request(settings)
+    watched |= gpu.request(settings)
     watched |= acl.request(wanted.directories) | caches.request(settings) | upkeep.request(settings)
     watched |= hardlinks.request(wanted)
     watched |= plex.request(settings) | vpn.request(wanted) | follow.request(wanted)
@@ -63,6 +65,7 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *ssh.steps(settings, seen, factors=wanted.factors),
         *(ufw.steps(settings, wanted.stack.exposed_ports, seen, wanted.vpn) if settings.firewall else ()),
         *vpn.steps(wanted, seen),
+        *gpu.steps(wanted, seen),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
         *acl.steps(wanted.directories, seen),

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from mediahost.config import Settings
+from mediahost.gpu import IN_CONTAINER, Given
 from mediahost.render import forwarding
 from mediahost.render.seeds import config_files
 from mediahost.resources import MARK, Container, Directory, File
@@ -55,8 +56,8 @@ def secret_path(settings: Settings, service: str, name: str) -> str:
     return f"{settings.stack_root}/secrets/{service}_{name}"
 
 
-def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
-    """The artefacts of `stack`."""
+def render_compose(stack: Stack, settings: Settings, cards: Mapping[str, Given] | None = None) -> ComposeArtefacts:
+    """The artefacts of `stack`. `cards` maps services to the graphics card that the host gives them."""
     files: list[File] = []
     containers: dict[str, Container] = {}
     rendered: dict[str, Any] = {}
@@ -65,7 +66,7 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     # Who shares another's network comes after it: such a container is made from the other one, too.
     for service in sorted(stack.services, key=lambda service: service.network_of is not None):
         own_files = [*_secret_files(service, settings), *config_files(service, stack, settings)]
-        body = _service(service, stack, settings)
+        body = _service(service, stack, settings, (cards or {}).get(service.name))
         tunnel: dict[str, Any] = {}
         if NETWORK in service.networks:
             tunnel = {"network": networks[NETWORK]}
@@ -95,7 +96,7 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     )
 
 
-def _service(service: StackService, stack: Stack, settings: Settings) -> dict[str, Any]:
+def _service(service: StackService, stack: Stack, settings: Settings, card: Given | None = None) -> dict[str, Any]:
     body: dict[str, Any] = {"image": service.image, "restart": "unless-stopped"}
     if service.user:
         body["user"] = service.user
@@ -142,8 +143,16 @@ def _service(service: StackService, stack: Stack, settings: Settings) -> dict[st
         body["secrets"] = [
             {"source": f"{service.name}_{secret.name}", "target": secret.target} for secret in service.secret_files
         ]
-    if service.devices:
-        body["devices"] = list(service.devices)
+    devices = list(service.devices)
+    if card and card.node:
+        # Only to render with: the card's other node could change what its screen shows.
+        devices.append(f"{card.node}:{IN_CONTAINER}:rw")
+        body["group_add"] = [str(group) for group in card.groups]
+    if devices:
+        body["devices"] = devices
+    if card and card.cdi:
+        wanted = {"driver": "cdi", "device_ids": [card.cdi], "capabilities": ["gpu"]}
+        body["deploy"] = {"resources": {"reservations": {"devices": [wanted]}}}
     if service.tmpfs:
         body["tmpfs"] = list(service.tmpfs)
     if service.read_only:
