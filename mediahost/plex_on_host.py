@@ -20,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -165,7 +165,7 @@ def _set(request: dict[str, Any]) -> dict[str, Any]:
     return {"changed": True}
 
 
-def edit(path: Path, values: Mapping[str, str], without: Iterable[str] = ()) -> bool:
+def edit(path: Path, values: Mapping[str, str], without: Collection[str] = ()) -> bool:
     """Change attributes of a Preferences.xml that no server has open; whether anything changed.
 
     The text between them, their order, the file's owner and its mode stay. Ends with words when the file is not what
@@ -196,7 +196,17 @@ def edit(path: Path, values: Mapping[str, str], without: Iterable[str] = ()) -> 
             changed = changed[:at] + attribute + changed[at:]
     if changed == element:
         return False
-    _replace(path, text.replace(element, changed))
+    new = text.replace(element, changed)
+    wanted = {
+        name: value for name, value in {**root.attrib, **values}.items() if name not in without or name in values
+    }
+    try:
+        understood = ElementTree.fromstring(new).attrib == wanted  # noqa: S314 - the host's own file
+    except ElementTree.ParseError:
+        understood = False
+    if not understood:
+        raise _fail(f"{path} is not written as Plex writes it; nothing was changed")
+    _replace(path, new)
     return True
 
 

@@ -30,7 +30,7 @@ import xml.etree.ElementTree as ElementTree
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape
 
 LABEL = "stand-in for Plex Media Server (mediahost lab)"
 VERSION = os.environ.get("MEDIAHOST_STAND_IN_VERSION", "1.43.3.10896")
@@ -68,6 +68,11 @@ CREATE TABLE IF NOT EXISTS library_sections (id INTEGER PRIMARY KEY, name TEXT, 
     agent TEXT, scanner TEXT, uuid TEXT);
 CREATE TABLE IF NOT EXISTS section_locations (id INTEGER PRIMARY KEY, library_section_id INTEGER, root_path TEXT);
 """
+
+
+def quoteattr(value: str) -> str:
+    """An attribute's value as Plex writes it: in double quotes, whatever is inside."""
+    return '"' + escape(value, {'"': "&quot;"}) + '"'
 
 
 def log(text: str) -> None:

@@ -125,11 +125,13 @@ def test_a_file_that_is_as_wanted_is_not_written(server: Plex) -> None:
     assert edit(server.preferences, {"MachineIdentifier": "other"})
 
 
-@pytest.mark.parametrize("text", ["", "<Preferences", "<Other/>", '<a><Preferences b="1"/></a>'])
+@pytest.mark.parametrize(
+    "text", ["", "<Preferences", "<Other/>", '<a><Preferences b="1"/></a>', "<Preferences FriendlyName='it'/>"]
+)
 def test_a_file_that_is_not_plexs_is_not_touched(text: str, tmp_path: Path) -> None:
     path = tmp_path / "Preferences.xml"
     path.write_text(text)
-    with pytest.raises(SystemExit, match=r"damaged|not a Preferences\.xml"):
+    with pytest.raises(SystemExit, match=r"damaged|not a Preferences\.xml|not written as Plex"):
         edit(path, {"FriendlyName": "nas"})
     assert path.read_text() == text
 
