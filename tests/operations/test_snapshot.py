@@ -22,6 +22,7 @@ from facts.snapshot import (
     Os,
     PackageState,
     PathState,
+    PlexState,
     Request,
     Snapshot,
     UnitState,
@@ -471,6 +472,22 @@ THEIRS 203.0.113.5:51820 0.0.0.0/0 25
 dd cc 172.30.0.0/16
 #end vpn
 #begin plex
+#claimed
+#file FriendlyName a &amp; b
+<MediaContainer size="0" apiVersion="1.1.1" claimed="1" machineIdentifier="abc" version="1.43.3.10896">
+#answer 200
+<MediaContainer size="2">
+#answer 200
+<MediaContainer size="1" allowSync="0" title1="Plex Library">
+<Directory key="1" type="movie" title="Films &amp; more" agent="tv.plex.agents.movie">
+<Location id="1" path="/data/media/movies" />
+<Location id="2" path="/mnt/more" />
+#answer 200
+<Setting id="FriendlyName" label="" type="text" default="" value="a &quot;b&quot;" hidden="0" />
+#answer 200
+#source plex /etc/apt/sources.list.d/plexmediaserver.list
+#source mixed /etc/apt/sources.list.d/all.list
+#refused 0123
 #end plex
 #begin mounts
 #end mounts
@@ -589,6 +606,19 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         pending=frozenset({"ssh.service"}),
         manifest={"/etc/a": "", "/etc/b": "x.service"},
         lock=snapshot.LockState("me@laptop process 7", alive=True),
+        plex=PlexState(
+            answers=True,
+            version="1.43.3.10896",
+            claimed=True,
+            sessions=2,
+            preferences={"FriendlyName": 'a "b"'},
+            libraries=(("Films & more", "movie", ("/data/media/movies", "/mnt/more")),),
+            sources={
+                "/etc/apt/sources.list.d/plexmediaserver.list": True,
+                "/etc/apt/sources.list.d/all.list": False,
+            },
+            refused_claim="0123",
+        ),
         vpn=VpnState(
             rules={
                 4: ("98 from all fwmark 0x6d656469 iif br-vpn lookup main", "100 from all iif br-vpn lookup 51820"),
