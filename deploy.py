@@ -10,6 +10,7 @@ from operations import (
     gpu,
     hardening,
     manifest,
+    mounts,
     plex,
     rollback,
     run,
@@ -29,6 +30,7 @@ rollback.settled(name="guard | unproven changes")
 users.login_kept(name="users | the login stays", settings=settings)
 ssh.inside_kept(name="ssh | this machine stays inside", settings=settings, factors=wanted.factors)
 manifest.entered(name="manifest | owned files", owned=wanted.owned)
+mounts.retired(name="mounts | no longer wanted", wanted=wanted)
 manifest.pruned(name="manifest | files no longer wanted", owned=wanted.owned, before_ssh=True)
 base.provision(settings)
 hardening.provision(settings)
@@ -39,6 +41,7 @@ manifest.pruned(name="manifest | codes no longer asked for", owned=wanted.owned)
 ufw.provision(settings, wanted.stack.exposed_ports, wanted.vpn)
 vpn.provision(wanted)
 gpu.provision(wanted)
+mounts.provision(wanted)
 docker.provision(settings)
 storage.provision(wanted.directories)
 caches.provision(settings)

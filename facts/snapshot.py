@@ -378,7 +378,9 @@ end timezone
 # A share whose server is away holds up whoever looks at it, for ever: then nobody does.
 away=
 for share in $SHARES; do
-  timeout -s KILL 5 stat -t "$share" >/dev/null 2>&1 || away="$away $share"
+  timeout -s KILL 5 stat -t "$share" >/dev/null 2>&1
+  # 137: it had to be killed, timeout(1)
+  [ $? != 137 ] || away="$away $share"
 done
 if [ -n "$away" ]; then
   near() {

@@ -21,6 +21,7 @@ from mediahost.render import (
     follow,
     forwarding,
     hardening,
+    mounts,
     proxy,
     smart,
     snapraid,
@@ -58,6 +59,8 @@ class Wanted:
     factors: tuple[File, ...]
     owned: Mapping[str, str]
     vpn: Vpn | None = None
+    mounts: tuple[mounts.Mount, ...] = ()
+    mount_files: tuple[File, ...] = ()
     plex_claim: str | None = field(default=None, repr=False)
 
 
@@ -101,6 +104,8 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
     owned |= dict.fromkeys(caches.owned(settings), "")
     for concern in (swap.concern(settings), smart.concern(settings), snapraid.concern(settings)):
         owned |= dict.fromkeys((file.path for file in concern.every_file), "")
+    mount_files = mounts.files(settings, _credentials(host, settings, secret))
+    owned |= dict.fromkeys((file.path for file in mount_files), "")
     if settings.docker_source == "docker":
         owned |= {docker.SOURCE_PATH: "", docker.KEYRING_PATH: ""}
     return Wanted(
@@ -115,8 +120,35 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         factors=factors,
         owned={path: unit for path, unit in owned.items() if path not in seeds},
         vpn=stack.vpn,
+        mounts=mounts.wanted(settings),
+        mount_files=mount_files,
         plex_claim=_plex_claim(host, settings, secret),
     )
+
+
+def _credentials(host: str, settings: Settings, secret: Callable[[str, str], str]) -> tuple[File, ...]:
+    """A file of user and password for each account of an SMB share, from the vault."""
+    found = []
+    problems = []
+    for account in sorted({share.account for share in settings.storage_shares if share.kind == "smb"}):
+        values = []
+        for name in ("user", "password"):
+            entry = f"{vault_folder(host)}/{account}/{name}"
+            try:
+                value = secret(entry, GIVEN)
+            except LookupError:
+                mend = f"the vault has no such entry; run `mediahost secrets set {entry}`"
+                problems.append(ConfigProblem(host, f"vault entry {entry}", "", mend))
+                continue
+            if not value.isprintable():
+                mend = "must be one line, or the file for mount.cifs would say something else; set it again"
+                problems.append(ConfigProblem(host, f"vault entry {entry}", "", mend))
+            values.append(value)
+        if len(values) == 2:
+            found.append(mounts.credentials_file(account, *values))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(found)
 
 
 def _plex_claim(host: str, settings: Settings, secret: Callable[[str, str], str]) -> str | None:

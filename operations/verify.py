@@ -27,6 +27,7 @@ from operations import (
     hardening,
     hardlinks,
     manifest,
+    mounts,
     plex,
     ssh,
     storage,
@@ -48,7 +49,7 @@ def request(wanted: Wanted) -> Request:
     watched |= gpu.request(settings)
     watched |= acl.request(wanted.directories) | caches.request(settings) | upkeep.request(settings)
     watched |= hardlinks.request(wanted)
-    watched |= plex.request(settings) | vpn.request(wanted) | follow.request(wanted)
+    watched |= mounts.request(wanted) | plex.request(settings) | vpn.request(wanted) | follow.request(wanted)
     watched |= files.request((wanted.proxy_file,) if wanted.proxy_file else ())
     return watched | ufw.request() if settings.firewall else watched
 
@@ -66,6 +67,7 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *(ufw.steps(settings, wanted.stack.exposed_ports, seen, wanted.vpn) if settings.firewall else ()),
         *vpn.steps(wanted, seen),
         *gpu.steps(wanted, seen),
+        *mounts.steps(wanted, seen),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
         *acl.steps(wanted.directories, seen),

@@ -19,10 +19,10 @@ import yaml
 
 from mediahost.config import Settings
 from mediahost.gpu import IN_CONTAINER, Given
-from mediahost.render import forwarding
+from mediahost.render import forwarding, mounts
 from mediahost.render.seeds import config_files
 from mediahost.resources import MARK, Container, Directory, File
-from mediahost.stack import Network, Stack, StackService
+from mediahost.stack import Mount, Network, Stack, StackService
 from mediahost.vpn import CLIENT, INSIDE, NETWORK
 
 HASH_LABEL = "mediahost.hash"
@@ -127,7 +127,8 @@ def _service(service: StackService, stack: Stack, settings: Settings, card: Give
             }
             for port in ports
         ]
-    if service.mounts:
+    sentinels = [Mount(path, path, read_only=True) for path in _sentinels(service, settings)]
+    if service.mounts or sentinels:
         body["volumes"] = [
             {
                 "type": "bind",
@@ -137,7 +138,7 @@ def _service(service: StackService, stack: Stack, settings: Settings, card: Give
                 # A missing source is an error, not a directory that the engine makes as root.
                 "bind": {"create_host_path": False},
             }
-            for mount in service.mounts
+            for mount in (*service.mounts, *sentinels)
         ]
     if service.secret_files:
         body["secrets"] = [
@@ -185,6 +186,17 @@ def _service(service: StackService, stack: Stack, settings: Settings, card: Give
         }
     escaped: dict[str, Any] = _escaped(body)
     return escaped
+
+
+def _sentinels(service: StackService, settings: Settings) -> tuple[str, ...]:
+    """Sentinels of the mounts in what the container has of the host.
+
+    While the disk is absent there is none, and the engine refuses to start who mounts it
+    (docs/decisions/mount-guard.md). Who looks at the whole host, such as a monitor, needs no disk of it.
+    """
+    sources = [mount.source for mount in service.mounts if mount.source != "/"]
+    sources += [secret_path(settings, service.name, secret.name) for secret in service.secret_files]
+    return mounts.sentinels_for(sources, settings)
 
 
 def _memberships(service: StackService, sharing: Iterable[StackService], settings: Settings) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mediahost.config import Settings
 from mediahost.paths import below
 from mediahost.render import docker
-from mediahost.resources import MARK, File
+from mediahost.resources import MARK, File, text_file
 from mediahost.storage import Disk, Pool, Share, required_for, touched_by
 
 UNIT_DIRECTORY = "/etc/systemd/system"
@@ -27,7 +27,10 @@ BARE_PATH = f"{UNIT_DIRECTORY}/{BARE_UNIT}"
 SENTINEL_PATH = f"{UNIT_DIRECTORY}/{SENTINEL_TEMPLATE}"
 WATCH_PATH = f"{UNIT_DIRECTORY}/{WATCH_UNIT}"
 DOCKER_PATH = f"{UNIT_DIRECTORY}/docker.service.d/60-mediahost-mounts.conf"
-PATHS = (SCRIPT_PATH, BARE_PATH, SENTINEL_PATH, WATCH_PATH, DOCKER_PATH)
+TABLE_PATH = "/etc/mediahost/mounts"
+"""Mount point, unit, device or -, mount points it needs with commas between: what is mounted, for the script and for
+a later run."""
+PATHS = (SCRIPT_PATH, BARE_PATH, SENTINEL_PATH, WATCH_PATH, DOCKER_PATH, TABLE_PATH)
 """What is there whenever anything is mounted; the units of single mounts come beside it."""
 
 SENTINELS = "/run/mediahost/mounted"
@@ -45,12 +48,12 @@ _PACKAGES = {
 # Data, not programs of the system: neither devices nor programs that change the user have a place there.
 _SAFE = ("nodev", "nosuid")
 
-# Says what is on a disk, a line each, and nothing of an empty one. What cannot be read is not empty. 16 MiB at either
-# end: every partition table, volume manager and filesystem keeps something there, also one that wipefs does not know.
+# Says what is on a disk, a line each, and nothing of an empty one. What cannot be read is not empty. wipefs knows the
+# signatures at either end of a disk; the first 16 MiB are looked at as well for what it does not know.
 FOUND_ON = r"""
 found_on() {
-  disk=$1 real=$(readlink -f "$1")
-  name=${real##*/} ends=16777216
+  real=$(readlink -f "$1")
+  name=${real##*/} first=16777216
   for part in "/sys/class/block/$name/$name"*; do
     [ ! -e "$part/partition" ] || printf 'partition %s\n' "${part##*/}"
   done
@@ -63,11 +66,12 @@ found_on() {
   wipefs -n -i -O TYPE,UUID,LABEL "$real" 2>/dev/null | sed 's/^/signature /'
   wipefs -n -i "$real" >/dev/null 2>&1 || printf 'unreadable by wipefs\n'
   size=$(blockdev --getsize64 "$real" 2>/dev/null) || size=0
-  if [ "$size" -lt 1 ]; then printf 'unreadable size\n'; return 0; fi
-  [ "$size" -ge "$ends" ] || ends=$size
-  cmp -s -n "$ends" "$real" /dev/zero || printf 'data in the first %s MiB\n' "$((ends / 1048576))"
-  cmp -s -n "$ends" -i "$((size - ends)):0" "$real" /dev/zero ||
-    printf 'data in the last %s MiB\n' "$((ends / 1048576))"
+  [ "$size" -ge "$first" ] || first=$size
+  if [ "$size" -lt 1 ]; then
+    printf 'unreadable size\n'
+  elif ! cmp -s -n "$first" "$real" /dev/zero; then
+    printf 'data in the first %s MiB\n' "$((first / 1048576))"
+  fi
 }
 """
 
@@ -161,7 +165,8 @@ def files(settings: Settings, credentials: Iterable[File] = ()) -> tuple[File, .
         return ()
     found = [*credentials, *(file for mount in mounts for file in _unit_files(mount, settings))]
     found += [
-        File(SCRIPT_PATH, f"#!/bin/sh\n# {MARK}\n{_head(mounts)}{_SCRIPT}".encode(), mode="0755"),
+        _table(mounts),
+        File(SCRIPT_PATH, f"#!/bin/sh\n# {MARK}\n{_HEAD}{_SCRIPT}".encode(), mode="0755"),
         _unit(BARE_PATH, _BARE),
         _unit(SENTINEL_PATH, _SENTINEL),
         _unit(WATCH_PATH, _WATCH),
@@ -340,11 +345,33 @@ def _docker(mounts: Iterable[Mount], settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(mounts: Iterable[Mount]) -> str:
-    """The mounts as the script knows them: mount point, unit, device or -, mount points it needs, with commas."""
-    rows = "".join(f"{mount.at} {mount.unit} {mount.device or '-'} {','.join(mount.needs)}\n" for mount in mounts)
-    return f"SENTINELS={SENTINELS}\nHELD={HELD}\nMOUNTS='{rows}'\n"
+def _table(mounts: Iterable[Mount]) -> File:
+    rows = (f"{mount.at} {mount.unit} {mount.device or '-'} {','.join(mount.needs) or '-'}" for mount in mounts)
+    return text_file(TABLE_PATH, *rows)
 
+
+def standing(table: str) -> tuple[tuple[str, str, str], ...]:
+    """Mount point, unit and device ("-" for none) of every mount that `table`, the text of TABLE_PATH, tells of."""
+    rows = (line.split(" ") for line in table.splitlines() if line.startswith("/"))
+    return tuple((row[0], row[1], row[2]) for row in rows if len(row) == 4)
+
+
+# Takes the immutable bit from a bare directory, also from under what is mounted on it: a bind mount does not bring
+# along what is mounted inside.
+FREE = r"""
+free_point() {
+  unshare -m sh -c '
+    mount --make-rprivate /
+    mkdir -p /run/mediahost/below
+    mount --bind "${1%/*}/" /run/mediahost/below
+    [ ! -d "/run/mediahost/below/${1##*/}" ] || {
+      chattr -i "/run/mediahost/below/${1##*/}" 2>/dev/null
+      chmod 0755 "/run/mediahost/below/${1##*/}"
+    }' sh "$1"
+}
+"""
+
+_HEAD = f"SENTINELS={SENTINELS}\nHELD={HELD}\nTABLE={TABLE_PATH}\n"
 
 _SCRIPT = r"""set -u
 
@@ -368,9 +395,7 @@ covered() { # is anything at all mounted there?
 parent_here() { # is what lies above it mounted, as far as that is ours?
   while read -r point _; do
     case $1 in "$point"/*) [ -n "$(source_at "$point")" ] || return 1 ;; esac
-  done <<EOF
-$MOUNTS
-EOF
+  done <"$TABLE"
 }
 
 lock_point() { # nobody, not even root in a container, can write in the bare directory
@@ -383,21 +408,9 @@ lock_point() { # nobody, not even root in a container, can write in the bare dir
 
 bare() {
   while read -r at _; do
-    [ -n "$at" ] && ! covered "$at" && parent_here "$at" || continue
+    [ "$at" != '#' ] && ! covered "$at" && parent_here "$at" || continue
     lock_point "$at"
-  done <<EOF
-$MOUNTS
-EOF
-}
-
-free_point() { # takes the bit from a bare directory, also from under what is mounted on it
-  at=$1
-  unshare -m sh -c '
-    mount --make-rprivate /
-    mkdir -p /run/mediahost/below
-    mount --bind "${1%/*}/" /run/mediahost/below
-    [ ! -d "/run/mediahost/below/${1##*/}" ] || { chattr -i "/run/mediahost/below/${1##*/}"
-      chmod 0755 "/run/mediahost/below/${1##*/}"; }' sh "$at"
+  done <"$TABLE"
 }
 
 engine() {
@@ -444,9 +457,7 @@ start_units() {
 unit_of() {
   while read -r point unit _; do
     [ "$point" != "$1" ] || printf '%s\n' "$unit"
-  done <<EOF
-$MOUNTS
-EOF
+  done <"$TABLE"
 }
 
 present() {
@@ -466,6 +477,7 @@ absent() {
 }
 
 all_here() { # are all of these mount points, with commas between, mounted?
+  [ "$1" != - ] || return 0
   left=$1,
   while [ -n "${left#,}" ]; do
     [ -n "$(source_at "${left%%,*}")" ] || return 1
@@ -475,7 +487,7 @@ all_here() { # are all of these mount points, with commas between, mounted?
 
 look() {
   while read -r at unit device needs <&3; do
-    [ -n "$at" ] || continue
+    [ "$at" != '#' ] || continue
     source=$(source_at "$at")
     if [ -n "$source" ]; then
       case $source in
@@ -503,9 +515,14 @@ look() {
       [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ] || continue
       systemctl --no-block start "$unit"
     fi
-  done 3<<EOF
-$MOUNTS
-EOF
+  done 3<"$TABLE"
+}
+
+forget_gone() { # marks of containers that are no more
+  [ -n "$(ls -A "$HELD" 2>/dev/null)" ] && engine || return 0
+  for mark in "$HELD"/*; do
+    [ ! -e "$mark" ] || docker inspect "${mark##*/}" >/dev/null 2>&1 || rm -f "$mark"
+  done
 }
 
 watch() {
@@ -513,6 +530,7 @@ watch() {
   first=yes
   while :; do
     look
+    forget_gone
     first=
     sleep 30
   done
@@ -520,11 +538,10 @@ watch() {
 
 case ${1:-} in
   bare) bare ;;
-  free) free_point "$2" ;;
   present) present "$2" ;;
   absent) absent "$2" ;;
   watch) watch ;;
-  *) echo "usage: $0 bare | free DIRECTORY | present DIRECTORY | absent DIRECTORY | watch" >&2; exit 2 ;;
+  *) echo "usage: $0 bare | present DIRECTORY | absent DIRECTORY | watch" >&2; exit 2 ;;
 esac
 """
 
