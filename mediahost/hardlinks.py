@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from mediahost.config import Settings
 from mediahost.paths import below
-from mediahost.stack import Stack, media_views
+from mediahost.stack import Stack, StackService, media_views
 
 RECORD_PATH = "/var/lib/mediahost/hardlinks"
 """What the outcome was for: a digest. Then one line a failure: SERVICE, FROM, TO, what ln(1) said, with tabs."""
@@ -78,13 +78,19 @@ def trial(settings: Settings, stack: Stack) -> Trial:
     services = tuple(
         service.name
         for service in stack.services
-        if targets
-        and all(
-            any(below(path, mount.target) and not mount.read_only for mount in service.mounts)
-            for path in (*sources, *targets)
-        )
+        if targets and all(_writes(service, path, on_host(settings, path)) for path in (*sources, *targets))
     )
     return Trial(services, sources, targets, settings.media_uid, settings.media_gid)
+
+
+def _writes(service: StackService, path: str, on_host: str) -> bool:
+    """Whether the service has the host's directory at `path`, and may write there."""
+    return any(
+        below(path, mount.target)
+        and f"{mount.source}{path.removeprefix(mount.target)}" == on_host
+        and not mount.read_only
+        for mount in service.mounts
+    )
 
 
 def digest(wanted: Trial, settings: Settings, definitions: Iterable[str], mounts: str) -> str:
