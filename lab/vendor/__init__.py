@@ -15,8 +15,9 @@ class Package:
     """One binary package of a vendor.
 
     `contents` are the Debian packages whose files it holds; `units` are systemd units among them that are
-    enabled and started; `group` is a system group to create; `files` replace or add conffiles (absolute path →
-    text); `relations` are control fields such as Depends.
+    enabled and started; `group` is a system group to create, `user` a system user of that name and group with `home`;
+    `files` replace or add conffiles (absolute path → text), `programs` are executable; `relations` are control fields
+    such as Depends.
     """
 
     name: str
@@ -27,6 +28,9 @@ class Package:
     units: tuple[str, ...] = ()
     group: str = ""
     files: tuple[tuple[str, str], ...] = ()
+    programs: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    home: str = ""
 
 
 @dataclass(frozen=True)

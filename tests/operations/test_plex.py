@@ -18,9 +18,12 @@ from mediahost.catalog import load_catalog
 from mediahost.plex import PACKAGE, UNIT
 from mediahost.plex_on_host import answer
 from mediahost.render import plex as artefacts
+from mediahost.secrets import Passphrase, Vault
+from mediahost.stack import vault_folder
 from mediahost.wanted import Wanted, build
 from operations import manifest, vendor_key, verify
 from operations import plex as stage
+from tests.operations.test_deploy import PHRASE, Project
 from tests.operations.test_steps import INSTALLED, RUNNING, as_present, commands, refusal, sound, told
 from tests.unit.plex_run import Plex
 from tests.unit.plex_run import plex as running
@@ -375,6 +378,30 @@ def test_a_pin_that_is_taken_back_goes_while_plex_stays() -> None:
     seen = as_wanted(plan(plex_version="1.43.3.*"))
     (step,) = stage.steps(wanted, seen)
     assert step.change == f"{artefacts.PIN_PATH}: not wanted"
+
+
+@pytest.mark.parametrize("choice", ["native", "docker"])
+def test_a_plan_sets_plex_up_after_the_media_and_before_the_stack_and_shows_no_token(
+    tmp_path: Path, choice: str
+) -> None:
+    project = Project(tmp_path, {"one": {"plex": choice, "plex_name": "nas"}})
+    kept = Vault.open(project.vault, Passphrase(PHRASE))
+    kept.set(f"{vault_folder('@fake/one')}/plex/claim", CLAIM)
+    kept.save()
+    done = project.run("--dry", "-vvv", "--diff", "--debug")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    operations = [event["operation"] for event in project.told("planned")]
+    changes = [event["what"] for event in project.told("planned")]
+    if choice == "native":
+        assert "Plex preference FriendlyName: unset, wanted nas" in changes
+        stages = [operations.index(name) for name in ("storage | directory tree", "plex | package", "plex | server")]
+        assert stages == sorted(stages)
+        assert stages[-1] < operations.index("stack | services")
+    else:
+        assert "service plex: not there" in changes
+        assert not [name for name in operations if name.startswith("plex |")]
+    assert CLAIM not in output + "".join(changes)
 
 
 # --- the collector, run for real
