@@ -1180,7 +1180,8 @@ def _mounts(lines: Sequence[str], asked: Iterable[str]) -> MountsState:
             number, _, name = rest.partition(" ")
             numbers[name] = number
         elif word == "#bare":
-            point, bits, content = rest.split(" ", 2)
+            point, _, told = rest.partition(" ")
+            bits, _, content = told.partition(" ")
             # lsattr(1): the fifth letter; a file system without attributes has none.
             bare[point] = BareState(immutable=bits[4:5] == "i", content=content)
         elif word == "#found":
