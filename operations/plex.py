@@ -21,13 +21,12 @@ from mediahost.plex import NAME, PACKAGE, UNIT
 from mediahost.render import plex as artefacts
 from mediahost.stack import vault_folder
 from mediahost.wanted import Wanted
-from operations import apt, files, report, storage, units, vendor_key
+from operations import apt, files, gpu, report, storage, units, vendor_key
 from operations.convergence import Step, converge
 from operations.vendor_key import VendorKey
 
 _RECORDS = f"{STATE_DIRECTORY}/plex"
 _REFUSED = f"{_RECORDS}/refused"
-_CARDS = ("/dev/dri/renderD128", "/dev/dri/renderD129", "/dev/nvidia0")
 _UPDATE = "apt install --allow-downgrades --allow-change-held-packages --no-install-recommends"
 
 # A big library takes minutes to open.
@@ -49,9 +48,9 @@ def request(settings: Settings) -> Request:
     if settings.plex != "native":
         return watched
     own = artefacts.own_directory(settings)
-    asked = artefacts.preferences(settings, card=True, card_path=card_path(settings))
+    asked = artefacts.preferences(settings, card=True)
     return watched | Request(
-        paths=frozenset((*artefacts.OLD_KEYS, *_CARDS, *((own.path,) if own else ()))),
+        paths=frozenset((*artefacts.OLD_KEYS, *((own.path,) if own else ()))),
         contents=frozenset((vendor_key.record_path(NAME),)),
         packages=frozenset(artefacts.PACKAGES),
         units=frozenset((UNIT,)),
@@ -62,14 +61,13 @@ def request(settings: Settings) -> Request:
 
 
 def has_card(settings: Settings, seen: Snapshot) -> bool:
-    """Whether Plex shall transcode on a card: one is asked for, and its driver has made a device for it."""
-    return settings.gpu != "none" and any(path in seen.paths for path in _CARDS)
-
-
-def card_path(settings: Settings) -> str | None:
-    """The render node that the user gave Plex, where there are several."""
-    selector = settings.gpu_devices.get(NAME, "")
-    return selector if selector.startswith("/dev/dri/") else None
+    """Whether the host has a card that Plex can transcode on: its driver has made a device for it."""
+    if settings.gpu == "none" or settings.gpu_devices.get(NAME) == "none":
+        return False
+    device = gpu.decision(settings, seen, {NAME: "transcode"}).devices.get(NAME)
+    if device is None:
+        return False
+    return bool(seen.gpu.nvidia) if device.cdi else device.card is None or bool(device.card.render)
 
 
 def _native(settings: Settings) -> bool:
@@ -212,7 +210,7 @@ def preference_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """Preferences with other values, changed through the server: nobody who plays is interrupted."""
     if not _native(settings):
         return []
-    wanted = artefacts.preferences(settings, has_card(settings, seen), card_path(settings))
+    wanted = artefacts.preferences(settings, has_card(settings, seen))
     present = seen.plex.preferences
     different = {name: value for name, value in wanted.items() if not artefacts.same(present.get(name, ""), value)}
     if not different:

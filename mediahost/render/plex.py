@@ -116,11 +116,12 @@ def owned(settings: Settings) -> dict[str, str]:
     return found
 
 
-def preferences(settings: Settings, card: bool, card_path: str | None = None) -> dict[str, str]:
+def preferences(settings: Settings, card: bool) -> dict[str, str]:
     """Preferences there shall be, by Plex's names, as its API writes values.
 
     `card` says that the host has a card that can transcode; without one nothing is said of it, so that what the user
-    chose by hand stays. `card_path` picks one of several ("/dev/dri/renderD129").
+    chose by hand stays. Which of several cards it takes is HardwareDevicePath: what that holds changed with Plex's
+    versions, so it is set in Plex, or in `plex_preferences`.
     """
     wanted: dict[str, Any] = dict(settings.plex_preferences)
     if settings.plex_name is not None:
@@ -131,8 +132,6 @@ def preferences(settings: Settings, card: bool, card_path: str | None = None) ->
     if card:
         # Decoding and encoding; both need the owner's Plex Pass and do nothing without one.
         wanted["HardwareAcceleratedCodecs"] = wanted["HardwareAcceleratedEncoders"] = True
-    if card_path is not None:
-        wanted["HardwareDevicePath"] = card_path
     return {name: _written(value) for name, value in sorted(wanted.items())}
 
 

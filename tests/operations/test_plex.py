@@ -12,9 +12,20 @@ from typing import Any
 import pytest
 
 from facts import snapshot
-from facts.snapshot import ContainerState, PackageState, PathState, PlexState, Request, Snapshot, parse, script
+from facts.snapshot import (
+    ContainerState,
+    GpuState,
+    PackageState,
+    PathState,
+    PlexState,
+    Request,
+    Snapshot,
+    parse,
+    script,
+)
 from mediahost import config, plex
 from mediahost.catalog import load_catalog
+from mediahost.gpu import Card
 from mediahost.plex import PACKAGE, UNIT
 from mediahost.plex_on_host import answer
 from mediahost.render import plex as artefacts
@@ -33,7 +44,6 @@ CATALOG = load_catalog()
 CLAIM = "claim-Abcdefgh_ijk-lmnop"
 GROUPS = {"render": 993, "video": 44, "media": 13000}
 KEY = PathState("file", "644", "0", "0", "root", "root", "abc")
-CARD = PathState("other", "660", "0", "993", "root", "render")
 INSTALLED_PLEX = PackageState("1.43.3.10896-cb3ebc72d", installed=True, held=True)
 
 
@@ -278,12 +288,28 @@ def test_one_preference_that_differs_is_told_with_both_values_and_nothing_secret
     assert step.command == "python3 -I - >/dev/null"
 
 
-@pytest.mark.parametrize(("gpu", "card", "on"), [("auto", True, True), ("auto", False, False), ("none", True, False)])
-def test_hardware_transcoding_is_on_when_a_card_is_there_and_asked_for(gpu: str, card: bool, on: bool) -> None:
-    wanted = plan(gpu=gpu)
-    seen = as_wanted(wanted)
-    if card:
-        seen = replace(seen, paths={**seen.paths, "/dev/dri/renderD128": CARD})
+INTEL = Card("0000:00:02.0", 0x8086, 0x3E92, "i915", "renderD128", named=True)
+NVIDIA = Card("0000:01:00.0", 0x10DE, 0x1C03, "nvidia")
+
+
+@pytest.mark.parametrize(
+    ("data", "state", "on"),
+    [
+        ({"gpu": "auto"}, GpuState(cards=(INTEL,), nodes={"renderD128": INTEL.address}), True),
+        ({"gpu": "auto"}, GpuState(cards=(replace(INTEL, render=""),)), False),
+        ({"gpu": "auto"}, GpuState(cards=(NVIDIA,), nvidia="580.95"), True),
+        ({"gpu": "auto"}, GpuState(cards=(NVIDIA,)), False),
+        ({"gpu": "auto"}, GpuState(), False),
+        ({"gpu": "auto", "gpu_devices": {"plex": "none"}}, GpuState(cards=(INTEL,)), False),
+        ({"gpu": "auto", "gpu_devices": {"plex": "/dev/dri/renderD130"}}, GpuState(nodes={"renderD130": ""}), True),
+        ({"gpu": "none"}, GpuState(cards=(INTEL,)), False),
+    ],
+)
+def test_hardware_transcoding_is_on_when_a_card_is_ready_and_asked_for(
+    data: dict[str, Any], state: GpuState, on: bool
+) -> None:
+    wanted = plan(**data)
+    seen = replace(as_wanted(wanted), gpu=state)
     expected = [
         "Plex preference HardwareAcceleratedCodecs: unset, wanted 1",
         "Plex preference HardwareAcceleratedEncoders: unset, wanted 1",
