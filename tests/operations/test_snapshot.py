@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 from facts import snapshot
 from facts.snapshot import (
+    BareState,
     ContainerState,
     GpuState,
+    MountsState,
+    MountState,
     Os,
     PackageState,
     PathState,
@@ -45,6 +48,9 @@ EVERYTHING = Request(
     first_lines=frozenset({"/etc/passwd", "/etc/nothing-there"}),
     moduli=frozenset({"/etc/ssh/moduli"}),
     gpu=frozenset({"cards"}),
+    mounts=frozenset({"/proc", "/nowhere"}),
+    disks=frozenset({"/nowhere=/dev/no-disk"}),
+    shares=frozenset({"/proc"}),
     ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}),
     vpn=frozenset({"wall", "tunnel", "inside"}),
 )
@@ -490,6 +496,9 @@ dd cc 172.30.0.0/16
 #refused 0123
 #end plex
 #begin mounts
+#mounted /mnt/disk1 /dev/vdb ext4
+#device fe:10 /dev/vdb
+#bare /mnt/disk2 ----i---------e-------
 #end mounts
 #begin gpu
 #kernel 6.8.0-88-generic
@@ -554,6 +563,10 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             "/run/docker.sock": PathState("other", "660", "0", "990", "root", "docker"),
         },
         contents={"/etc/docker/daemon.json": "{\n}\n", "/etc/empty": ""},
+        mounts=MountsState(
+            mounted={"/mnt/disk1": MountState("/dev/vdb", "ext4", "fe:10")},
+            bare={"/mnt/disk2": BareState(immutable=True)},
+        ),
         default_acls={"/data/media": "user::rwx,group::rwx,other::r-x"},
         filesystems={"/data/media": "ext2/ext3"},
         first_lines={"/etc/mediahost/totp/me": hashlib.sha256(b"hello\n").hexdigest()},
