@@ -42,7 +42,7 @@ def read(contents: Mapping[str, str], codename: str) -> tuple[Source, ...]:
     kept = []
     for source in found:
         suites = tuple(suite for suite in source.suites if suite in wanted)
-        if suites and "main" in source.components:
+        if suites:
             kept.append(Source(source.uris, suites, source.components, source.signed_by))
     return tuple(kept)
 
@@ -89,7 +89,8 @@ def additions(sources: Iterable[Source], components: Iterable[str]) -> str:
     sources = tuple(sources)
     stanzas: dict[str, None] = {}
     for source in sources:
-        for suite in source.suites:
+        # Whoever has no main is an addition himself.
+        for suite in source.suites if "main" in source.components else ():
             there = {
                 name
                 for other in sources
