@@ -39,7 +39,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what `request["do"]` names; `url`, `preferences` and `unit` say where Plex is.
 
     Ends the program with status 1 and words on the error output when that fails, with 3 from `idle` while somebody
-    plays.
+    plays; with `told`, gives the words as "error" instead.
     """
     actions = {
         "idle": _idle,
@@ -48,7 +48,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "libraries": _libraries,
         "move": _move,
     }
-    return actions[request["do"]](request)
+    try:
+        return actions[request["do"]](request)
+    except SystemExit as end:
+        if not request.get("told"):
+            raise
+        return {"error": str(end)}
 
 
 def _fail(words: str) -> SystemExit:
