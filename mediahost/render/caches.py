@@ -185,7 +185,9 @@ image() { # file bytes
       die "$directory has $((free / 1048576)) MB free: a cache of $(($2 / 1048576)) MB would leave less than 1 GB"
     (umask 077; fallocate -l "$2" "$1" 2>/dev/null || truncate -s "$2" "$1")
     if [ "$have" = 0 ]; then
-      mkfs.ext4 -q -F -m 0 -E "root_owner=@OWNER@" "$1" || { rm -f "$1"; die "$1: no file system could be made"; }
+      # nodiscard: it would give back the space that has just been taken.
+      mkfs.ext4 -q -F -m 0 -E "nodiscard,root_owner=@OWNER@" "$1" ||
+        { rm -f "$1"; die "$1: no file system could be made"; }
     fi
   fi
   repaired=0
@@ -203,7 +205,7 @@ image() { # file bytes
 
 prune() { # directory
   mountpoint -q "$1" || return 0
-  set -- "$1" $(stat -f -c '%b %f %S' "$1")
+  set -- "$1" $(stat -f -c '%b %a %S' "$1")
   total=$(($2 * $4)) used=$((($2 - $3) * $4))
   [ "$((used * 100))" -ge "$((total * @FULL@))" ] || return 0
   # What is read is used, too: of its three times the latest one counts. Names with a line feed are left alone.
@@ -214,7 +216,7 @@ prune() { # directory
       freed < over { freed += $2 * 512; sub(/^[^ ]+ [^ ]+ /, ""); print }' |
     xargs -r -d '\n' rm -f --
   find "$1" -xdev -mindepth 2 -type d -empty -mmin +@IDLE@ -delete
-  left=$(stat -f -c '%b %f' "$1")
+  left=$(stat -f -c '%b %a' "$1")
   echo "$1: was $((used * 100 / total)) % full, is $(((${left% *} - ${left#* }) * 100 / ${left% *})) % full"
 }
 
