@@ -158,7 +158,7 @@ def _explained(settings: Settings, failure: Failure) -> str:
             f"hardlinks: not proven: the media user may not write in {source} or {target}; mediahost fix-permissions "
             "mends the tree"
         )
-    return f"hardlinks: not proven: {failure.service} could not link from {source} to {target}: {failure.reason}"
+    return f"hardlinks: not proven: a link from {source} to {target} could not be made: {failure.reason}"
 
 
 def on_host(settings: Settings, path: str) -> str:
