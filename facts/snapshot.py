@@ -694,8 +694,8 @@ if [ -n "$GPU" ]; then
   done
   cd /
   for link in "$DEV"/dri/mediahost/*; do [ ! -e "$link" ] || printf '#link %s\n' "${link##*/}"; done
-  for file in nvidia/version i915/parameters/enable_guc; do
-    [ ! -r "$SYS/module/$file" ] || { read -r line <"$SYS/module/$file" && printf '#%s %s\n' "${file%%/*}" "$line"; }
+  for file in /proc/driver/nvidia/version "$SYS"/module/i915/parameters/enable_guc; do
+    [ ! -r "$file" ] || { read -r line <"$file" && printf '#%s %s\n' "${file##*/}" "$line"; }
   done
   for file in "$SYS"/firmware/efi/efivars/SecureBoot-*; do
     # four bytes of attributes, then the value
@@ -1275,6 +1275,9 @@ def _libraries(elements: Iterable[tuple[str, dict[str, str]]]) -> Iterator[tuple
         yield title, kind, tuple(paths)
 
 
+_NVIDIA_VERSION = re.compile(r"\d{3,}\.\d+(\.\d+)?")
+
+
 def _gpu(lines: Sequence[str]) -> GpuState:
     about: dict[str, list[list[str]]] = {}
     for line in lines:
@@ -1302,8 +1305,9 @@ def _gpu(lines: Sequence[str]) -> GpuState:
         cards=tuple(cards),
         nodes=nodes,
         secure_boot=any(values[4:5] == ["1"] for values in about.get("#secure", ())),
-        nvidia=word("#nvidia"),
-        guc=word("#i915"),
+        # NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (...)
+        nvidia=next((each for each in sum(about.get("#version", []), []) if _NVIDIA_VERSION.fullmatch(each)), ""),
+        guc=word("#enable_guc"),
     )
 
 

@@ -15,7 +15,7 @@ from pyinfra.api import deploy, operation
 from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
 from mediahost import apt_sources
 from mediahost.config import Settings
-from mediahost.gpu import Card, Decision, Facts, Given, Release, Use, decide
+from mediahost.gpu import IN_CONTAINER, Card, Decision, Facts, Given, Release, Use, decide
 from mediahost.render import gpu as wanted_files
 from mediahost.render.compose import render_compose
 from mediahost.wanted import Wanted
@@ -138,10 +138,20 @@ def notices(wanted: Wanted, seen: Snapshot) -> Iterator[str]:
     for service, device in decided.devices.items():
         if service not in ready and not decided.refusals:
             yield f"service {service}: runs without {device.card or device.cdi or device.node} until that is ready"
-    for line in seen.contents.get(PROVEN, "").splitlines():
-        subject, _, outcome = line.partition("\t")[0], "", line.rpartition("\t")[2]
-        if outcome != "ok":
+    of_now = {*map(str, decided.cards), *(f"service {name}" for name in ready)}
+    for subject, (_, outcome) in _proven(seen).items():
+        if outcome == "ok" or subject not in of_now:
+            continue
+        if subject.startswith("service "):
+            yield f"{subject}: its graphics card cannot be used inside the container: {outcome}"
+        else:
             yield f"{subject}: vainfo on the host says: {outcome}. Containers bring a driver of their own"
+
+
+def _proven(seen: Snapshot) -> dict[str, tuple[str, str]]:
+    """Subject to what it was tried with, and the outcome."""
+    lines = (line.split("\t") for line in seen.contents.get(PROVEN, "").splitlines())
+    return {words[0]: (words[1], words[2]) for words in lines if len(words) == 3}
 
 
 # --- steps
@@ -340,15 +350,11 @@ def proof_steps(decided: Decision, seen: Snapshot) -> list[Step]:
     """Each card tried out once with the software it has now: vainfo, or nvidia-smi."""
     if package_steps(decided, seen):
         return []
-    known = {
-        line.partition("\t")[0]: line.split("\t")[1]
-        for line in seen.contents.get(PROVEN, "").splitlines()
-        if line.count("\t") == 2
-    }
+    known = _proven(seen)
     steps = []
     for card in decided.cards:
         with_what = _software(card, seen)
-        if with_what and known.get(str(card)) != with_what:
+        if with_what and known.get(str(card), ("", ""))[0] != with_what:
             what = "nvidia-smi" if card.maker == "nvidia" else "vainfo"
             steps.append(Step(f"{card}: not tried with {what} yet", _trial(card, with_what)))
     return steps
@@ -366,7 +372,6 @@ def _software(card: Card, seen: Snapshot) -> str:
 
 def _trial(card: Card, with_what: str) -> str:
     """Shell that tries the card and notes the outcome. NVIDIA's must answer; a VA-API driver may be too old."""
-    subject = shlex.quote(str(card))
     if card.maker == "nvidia":
         trial = f"""nvidia-smi -L >/dev/null || {{
   echo {shlex.quote(f"{card}: nvidia-smi -L fails; see journalctl -k and nvidia-smi")} >&2
@@ -379,13 +384,43 @@ case $outcome in
   fails*) ;;
   *{entry}*) outcome=ok ;;
   *) outcome='no {entry}' ;;
-esac
-outcome=$(printf '%s' "$outcome" | tr '\\n\\t' '  ' | cut -c 1-200)"""
-    return f"""{trial}
+esac"""
+    return f"{trial}\n{_noted(str(card), with_what)}"
+
+
+def _noted(subject: str, with_what: str) -> str:
+    """Shell that notes `$outcome` of a trial, on one line."""
+    subject = shlex.quote(subject)
+    return f"""outcome=$(printf '%s' "$outcome" | tr '\\n\\t' '  ' | cut -c 1-200)
 mkdir -p {STATE_DIRECTORY}/gpu
 {{ [ ! -f {PROVEN} ] || grep -vF {subject} {PROVEN} || true
   printf '%s\\t%s\\t%s\\n' {subject} {shlex.quote(with_what)} "$outcome"; }} >{PROVEN}.new
 mv -f {PROVEN}.new {PROVEN}"""
+
+
+def inside_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
+    """Each container's card tried from inside, once for each container."""
+    if wanted.settings.gpu == "none":
+        return []
+    known = _proven(seen)
+    steps = []
+    for service, card in given(wanted, seen).items():
+        running = [each for each in seen.containers if each.service == service and each.state == "running"]
+        for container in running[:1]:
+            subject, name = f"service {service}", container.id[:12]
+            if known.get(subject, ("", ""))[0] == name:
+                continue
+            owner = wanted.stack.service(service)
+            user = f"{owner.uid}:{owner.gid}" if owner else "0:0"
+            test = "nvidia-smi -L" if card.cdi else f"sh -c ': <>{IN_CONTAINER}'"
+            # An image without that program is no fault of the card's: told, and nothing fails.
+            trial = f"""if outcome=$(docker exec -u {user} {name} {test} 2>&1); then outcome=ok
+else outcome="fails: $outcome"
+fi"""
+            steps.append(
+                Step(f"{subject}: its card is not tried from inside yet", f"{trial}\n{_noted(subject, name)}")
+            )
+    return steps
 
 
 def cdi_steps(decided: Decision, seen: Snapshot) -> list[Step]:
@@ -434,7 +469,7 @@ def ready_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
-    """Everything this stage would still do."""
+    """Everything this stage would still do before the stack."""
     return [*prepared_steps(wanted, seen), *ready_steps(wanted, seen)]
 
 
@@ -456,6 +491,16 @@ def ready(wanted: Wanted):  # type: ignore[no-untyped-def]
     + wanted: the host as it should be
     """
     yield from converge(lambda seen: ready_steps(wanted, seen))
+
+
+@operation()
+def inside(wanted: Wanted):  # type: ignore[no-untyped-def]
+    """
+    Cards that were tried from inside the containers that have them; what cannot be used is told.
+
+    + wanted: the host as it should be
+    """
+    yield from converge(lambda seen: inside_steps(wanted, seen))
     for told in notices(wanted, convergence.snapshot()):
         report.notice(told)
 
@@ -468,3 +513,9 @@ def provision(wanted: Wanted) -> None:
     manifest.pruned(name="manifest", owned=wanted.owned)
     reboot.done(name="reboot", at=settings.unattended_reboot_time if settings.unattended_reboot else None)
     ready(name="cards", wanted=wanted)
+
+
+@deploy("gpu")
+def finish(wanted: Wanted) -> None:
+    """After the stack."""
+    inside(name="cards inside containers", wanted=wanted)

@@ -75,6 +75,7 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *upkeep.steps(settings, seen),
         *plex.steps(wanted, seen),
         *compose.steps(wanted, seen),
+        *gpu.inside_steps(wanted, seen),
         *follow.steps(wanted, seen),
         *vpn.inside_steps(wanted, seen),
         *hardening.watch_steps(settings, seen),

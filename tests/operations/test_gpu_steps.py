@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from facts.snapshot import GpuState, Os, PackageState, PathState, Snapshot, UnitState
+from facts.snapshot import ContainerState, GpuState, Os, PackageState, PathState, Snapshot, UnitState
 from mediahost.catalog import Service, load_catalog
 from mediahost.config import read
 from mediahost.gpu import Card
@@ -446,3 +446,29 @@ def test_a_trial_that_failed_is_told_and_fails_nothing() -> None:
     (notice,) = gpu.notices(wanted, replace(seen, contents=failed))
     assert "vainfo on the host says: fails: no VA display" in notice
     assert gpu.steps(wanted, replace(seen, contents=failed)) == []
+
+
+def running(service: str, identity: str) -> ContainerState:
+    return ContainerState(identity, service, "", "", "running", "healthy", frozenset(), "mediahost")
+
+
+def test_a_card_is_tried_from_inside_once_for_each_container_by_the_services_own_user() -> None:
+    wanted = plan()
+    seen = replace(bare(INTEL), containers=(running("sonarr", "a" * 64), running("radarr", "b" * 64)))
+    steps = gpu.inside_steps(wanted, seen)
+    sound(steps)
+    assert told(steps) == ["service sonarr: its card is not tried from inside yet"]
+    assert f"docker exec -u 13000:13000 {'a' * 12} sh -c ': <>/dev/dri/renderD128'" in commands(steps)
+    noted = replace(seen, contents={gpu.PROVEN: f"service sonarr\t{'a' * 12}\tok\n"})
+    assert gpu.inside_steps(wanted, noted) == []
+    anew = replace(noted, containers=(running("sonarr", "c" * 64),))
+    assert len(gpu.inside_steps(wanted, anew)) == 1
+    assert gpu.inside_steps(plan(gpu="none"), seen) == []
+
+
+def test_what_a_container_cannot_open_is_told_while_it_has_the_card() -> None:
+    failed = {gpu.PROVEN: f"service sonarr\t{'a' * 12}\tfails: Permission denied\n"}
+    seen = replace(bare(INTEL), contents=failed)
+    (notice,) = gpu.notices(plan(), seen)
+    assert notice.startswith("service sonarr: its graphics card cannot be used inside the container")
+    assert list(gpu.notices(plan(gpu_devices={"sonarr": "none"}), seen)) == []

@@ -507,7 +507,8 @@ dd cc 172.30.0.0/16
 #node renderD128 0000:00:02.0
 #node renderD129 vgem
 #link pci-0000_00_02_0
-#i915 -1
+#version NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs@x)
+#enable_guc -1
 #secure    6   0   0   0   1
 #end gpu
 #begin engine
@@ -663,6 +664,7 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             ),
             nodes={"renderD128": "0000:00:02.0", "renderD129": "vgem"},
             secure_boot=True,
+            nvidia="580.95.05",
             guc="-1",
         ),
         ssh_user="me",
