@@ -186,10 +186,10 @@ class VpnState:
 
 @dataclass(frozen=True)
 class PlexState:
-    """The native Plex: what it answers on loopback, and what its files say where it does not.
+    """The native Plex as it answers on loopback; `claimed` is read from its file where it does not answer.
 
-    `preferences` hold those asked for, as Plex writes them; a running one's own word counts, because it writes
-    Preferences.xml anew from what it has in mind. `sessions` is how many play, None when it did not say. `libraries`
+    `preferences` hold those asked for, as Plex writes them: what it has in mind, because it writes Preferences.xml
+    anew from that. `sessions` is how many play, None when it did not say. `libraries`
     are title, type and directories. `sources` maps files of apt that name Plex's repositories, other than ours, to
     whether they name nothing else.
     """
@@ -643,14 +643,11 @@ if [ -n "$PLEX" ]; then
   token=
   if [ -r "$PLEX_PREFERENCES" ]; then
     content=$(cat "$PLEX_PREFERENCES")
-    for name in PlexOnlineToken $PLEX; do
-      case $content in *[[:space:]]"$name=\""*) ;; *) continue ;; esac
-      value=${content#*[[:space:]]"$name=\""} value=${value%%\"*}
-      case $name in
-        PlexOnlineToken) token=$value; [ -z "$value" ] || printf '#claimed\n' ;;
-        *) printf '#file %s %s\n' "$name" "$value" ;;
-      esac
-    done
+    case $content in
+      *[[:space:]]PlexOnlineToken=\"*)
+        token=${content#*[[:space:]]PlexOnlineToken=\"} token=${token%%\"*}
+        [ -z "$token" ] || printf '#claimed\n'
+    esac
   fi
   pattern=
   for name in $PLEX; do pattern="$pattern|$name"; done
@@ -1226,7 +1223,6 @@ def _plex(lines: Sequence[str]) -> PlexState:
     """What the server said to four questions, in their order, and what its files say."""
     answers: list[tuple[str, list[tuple[str, dict[str, str]]]]] = []
     elements: list[tuple[str, dict[str, str]]] = []
-    file: dict[str, str] = {}
     sources: dict[str, bool] = {}
     claimed, refused = False, ""
     for line in lines:
@@ -1234,9 +1230,6 @@ def _plex(lines: Sequence[str]) -> PlexState:
         if kind == "#answer":
             answers.append((rest, elements))
             elements = []
-        elif kind == "#file":
-            name, _, value = rest.partition(" ")
-            file[name] = html.unescape(value)
         elif kind == "#claimed":
             claimed = True
         elif kind == "#source":
@@ -1256,7 +1249,7 @@ def _plex(lines: Sequence[str]) -> PlexState:
         version=(identity or {}).get("version", ""),
         claimed=claimed or (identity or {}).get("claimed") == "1",
         sessions=int(sessions) if sessions.isdecimal() else None,
-        preferences=told if "preferences" in said else file,
+        preferences=told,
         libraries=tuple(_libraries(said.get("libraries", ()))),
         sources=sources,
         refused_claim=refused,

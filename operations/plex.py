@@ -165,6 +165,11 @@ def _waits(seen: Snapshot) -> bool:
     return seen.plex.answers and seen.plex.sessions != 0
 
 
+def _silent(seen: Snapshot) -> bool:
+    """Whether there is a server that does not say what it has: the steps before make it answer."""
+    return PACKAGE in seen.packages and not seen.plex.answers
+
+
 def container_steps(seen: Snapshot) -> list[Step]:
     """The container of `plex = docker` stops before the native server takes its ports; the stack then removes it."""
     running = [each.id for each in seen.containers if each.service == NAME and each.state == "running"]
@@ -208,7 +213,7 @@ def running_steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 def preference_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """Preferences with other values, changed through the server: nobody who plays is interrupted."""
-    if not _native(settings):
+    if not _native(settings) or _silent(seen):
         return []
     wanted = artefacts.preferences(settings, has_card(settings, seen))
     present = seen.plex.preferences
@@ -251,7 +256,7 @@ def missing_libraries(settings: Settings, seen: Snapshot) -> dict[str, PlexLibra
 
 def library_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """Libraries that are not there. None is ever changed or deleted."""
-    if not _native(settings):
+    if not _native(settings) or _silent(seen):
         return []
     missing = missing_libraries(settings, seen)
     if not missing:

@@ -265,8 +265,10 @@ def test_a_changed_drop_in_owes_a_restart_from_before_it_is_written() -> None:
 def test_a_server_that_is_down_is_started_and_awaited(state: dict[str, str], change: str) -> None:
     wanted = plan()
     seen = as_wanted(wanted)
-    steps = stage.running_steps(wanted.settings, replace(seen, units={UNIT: replace(RUNNING, **state)}))
-    assert told(steps) == [change]
+    seen = replace(seen, units={UNIT: replace(RUNNING, **state)}, plex=PlexState(claimed=True))
+    steps = stage.steps(wanted, seen)
+    assert told(steps) == [change], "what it has is not known until it answers"
+    assert f"{plex.URL}/identity" in commands(steps) or "enabled" in change
     sound(steps)
 
 
@@ -477,12 +479,14 @@ def test_what_is_read_of_a_running_server_is_true_and_holds_no_token(
     assert "A film" not in output, "what somebody watches is nobody's business"
 
 
-def test_of_a_stopped_server_its_file_tells(server: Plex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_stopped_server_its_file_tells_whether_somebody_owns_it(
+    server: Plex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer(server.request("set", values={"FriendlyName": 'a "b" & c'}))
     answer(server.request("claim", token=CLAIM))
     server.stop()
     seen, _ = look(server, monkeypatch, "FriendlyName", "RelayEnabled")
-    assert seen == PlexState(claimed=True, preferences={"FriendlyName": 'a "b" & c'})
+    assert seen == PlexState(claimed=True)
 
 
 def test_where_there_is_no_plex_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -479,7 +479,6 @@ dd cc 172.30.0.0/16
 #end vpn
 #begin plex
 #claimed
-#file FriendlyName a &amp; b
 <MediaContainer size="0" apiVersion="1.1.1" claimed="1" machineIdentifier="abc" version="1.43.3.10896">
 #answer 200
 <MediaContainer size="2">
