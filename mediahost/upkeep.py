@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def size_in_bytes(size: str) -> int:
     """Bytes of a size such as 512m or 2g."""
-    return int(size[:-1]) * 1024 ** ("kmg".index(size[-1].lower()) + 1)
+    return int(size[:-1]) << 10 * ("kmg".index(size[-1].lower()) + 1)
 
 
 def snapraid_disks(settings: Settings) -> tuple[str, ...]:

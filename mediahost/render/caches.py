@@ -65,7 +65,7 @@ class Standing:
 def standing(table: str) -> tuple[Standing, ...]:
     """The caches that `table`, the text of TABLE_PATH, names."""
     rows = (line.split("\t") for line in table.splitlines() if not line.startswith("#"))
-    return tuple(Standing(*row[:4], int(row[4])) for row in rows if len(row) == 5)
+    return tuple(Standing(row[0], row[1], row[2], row[3], int(row[4])) for row in rows if len(row) == 5)
 
 
 def standing_in(contents: Mapping[str, str]) -> tuple[Standing, ...]:
