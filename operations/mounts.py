@@ -26,6 +26,7 @@ _MAKE = {
     "xfs": "mkfs.xfs -q -m uuid={uuid} {device}",
     "btrfs": "mkfs.btrfs -q -U {uuid} {device}",
 }
+_FSTAB = "/etc/fstab"
 _ENABLED = ("enabled", "static", "alias", "indirect", "generated")
 _INTERRUPTS = "what uses it stops meanwhile and is started again"
 
@@ -37,6 +38,7 @@ def request(wanted: Wanted) -> Request:
         return watched
     names = {unit for mount in wanted.mounts for unit in (mount.unit, *_automount(mount))}
     return watched | Request(
+        contents=frozenset((_FSTAB,)),
         paths=frozenset(
             (
                 *(file.path for file in wanted.mount_files),
@@ -64,8 +66,14 @@ def refusals(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 def _refused(wanted: Wanted, seen: Snapshot) -> Iterator[tuple[str, str]]:
+    rows = [line.split() for line in seen.contents.get(_FSTAB, "").splitlines() if not line.lstrip().startswith("#")]
+    listed = {row[1].rstrip("/"): row[0] for row in rows if len(row) > 1}
     for mount in wanted.mounts:
         at = mount.at
+        if at in listed:
+            # systemd would go on requiring it at boot, whatever our unit says.
+            yield f"{at}: {_FSTAB} mounts {listed[at]} there, too", f"Take that line out of {_FSTAB}, then run again"
+            continue
         present = seen.paths.get(at)
         if present is not None and present.kind != "directory":
             yield f"{at}: is a {present.kind}, not a directory", "Move it away, then run again"

@@ -79,6 +79,10 @@ def host_rules(
     return tuple(dict.fromkeys(rules))
 
 
+# NFS of version 4 needs nothing but this port, SMB 3 neither (RFC 8881, section 2.9.2; MS-SMB2, section 1.9).
+_SHARES = {"nfs": "2049", "smb": "445"}
+
+
 def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
     """What may leave the host when nothing else may. Answers and loopback pass by UFW's own before.rules."""
     if settings.firewall_outbound == "allow":
@@ -87,6 +91,7 @@ def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
     allowed += [(str(port), "tcp", "any", "packages and images") for port in _download_ports(settings)]
     # docker-proxy and health checks reach containers from the host itself.
     allowed += [("any", "any", str(pool["base"]), "containers") for pool in settings.docker_address_pools]
+    allowed += [(port, "tcp", "any", "shares") for port in sorted({_SHARES[s.kind] for s in settings.storage_shares})]
     if vpn is not None:
         allowed.append(("any", "any", vpn.subnet, "containers"))
     if vpn is not None and vpn.mode == "host":

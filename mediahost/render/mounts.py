@@ -224,6 +224,7 @@ def _disk(disk: Disk, settings: Settings) -> Mount:
 def _pool(pool: Pool, settings: Settings) -> Mount:
     # allow_other and use_ino: 2.33 (Debian 12, Ubuntu 22.04 and 24.04) has neither by itself, so that nobody but root
     # sees anything and the names of a hardlinked file have different inodes; newer ones accept both.
+    # posix_acl: the default ACLs of the media tree would be kept, but count for nobody.
     # cache.files=auto-full: without a page cache, kernels before 6.6 refuse the shared mmap of torrent clients and
     # databases. No nofail: mergerfs takes no option that it does not know.
     options = (
@@ -231,6 +232,7 @@ def _pool(pool: Pool, settings: Settings) -> Mount:
         *_safe(pool.at, settings),
         "allow_other",
         "use_ino",
+        "posix_acl=true",
         f"fsname=mergerfs:{pool.at}",
         f"category.create={pool.policy}",
         f"minfreespace={pool.minimum_free}",

@@ -207,6 +207,16 @@ def test_files_in_the_bare_mount_point_are_not_hidden_by_a_mount() -> None:
     )
 
 
+def test_a_mount_point_of_fstab_is_refused_with_what_it_mounts_there() -> None:
+    found = wanted(storage_disks=[DISK])
+    seen = converged(found)
+    fstab = "# /mnt/disk1 old\nUUID=77 /mnt/disk1/ ext4 defaults 0 2\n"
+    steps = mounts.steps(found, replace(seen, contents={**seen.contents, "/etc/fstab": fstab}))
+    assert "/etc/fstab mounts UUID=77 there, too" in refusal(steps)
+    other = {**seen.contents, "/etc/fstab": "# UUID=77 /mnt/disk1 ext4 defaults 0 2\n/dev/vda1 / ext4 rw 0 1\n"}
+    assert mounts.steps(found, replace(seen, contents=other)) == []
+
+
 def test_a_share_whose_server_is_away_is_told_and_not_waited_for() -> None:
     found = wanted(storage_shares=[NFS])
     seen = converged(found)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mediahost.config import ConfigError, Settings, read
-from mediahost.render import mounts
+from mediahost.render import firewall, mounts
 from mediahost.resources import File
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted, build
@@ -101,7 +101,7 @@ def test_a_pool_is_whole_or_absent() -> None:
 def test_mergerfs_gets_no_option_that_it_refuses_and_those_that_older_ones_need() -> None:
     options = unit("data.mount", everything())["Options"][0].split(",")
     assert "nofail" not in options
-    assert {"allow_other", "use_ino", "category.create=pfrd", "minfreespace=20G"} <= set(options)
+    assert {"allow_other", "use_ino", "posix_acl=true", "category.create=pfrd", "minfreespace=20G"} <= set(options)
 
 
 def test_nfs_is_hard_of_version_4_2_and_mounted_on_first_use() -> None:
@@ -145,6 +145,15 @@ def test_the_table_tells_a_later_run_what_was_mounted() -> None:
     assert ("/data", "data.mount", "-") in rows
     assert ("/mnt/my-disk", r"mnt-my\x2ddisk.mount", "/dev/disk/by-id/ata-WDC_WD-1") in rows
     assert len(rows) == 5
+
+
+def test_where_nothing_may_leave_the_host_its_shares_still_work() -> None:
+    def out(**data: Any) -> set[str]:
+        rules = firewall.host_rules(settings(firewall_outbound="deny", **data), (), (22,))
+        return {rule.port for rule in rules if rule.direction == "out" and rule.comment.endswith("shares")}
+
+    assert out() == set()
+    assert out(storage_shares=[NFS, SMB]) == {"2049", "445"}
 
 
 # --- containers
