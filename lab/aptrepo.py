@@ -26,7 +26,7 @@ from lab.mirror import debian_mirror
 from lab.oci import ARCHITECTURE, RELEASE, digest_of
 from lab.program import run
 from lab.registry import GUEST_ADDRESS
-from lab.vendor import Package, Vendor, docker, plex
+from lab.vendor import Package, Vendor, docker, nvidia, plex
 
 WRONG_KEY = "gpg-wrong"
 """A valid key beside the right one that has signed nothing, for the test that it is refused."""
@@ -99,7 +99,7 @@ def ensure_built(report: Report = lambda _text: None) -> Path:
     with daemon.locked(_directory() / "build.lock"):
         debs = _debian_packages(docker.SOURCES, report)
         versions = {name: _upstream_version(deb) for name, deb in debs.items()}
-        vendors = [docker.vendor(versions), plex.vendor()]
+        vendors = [docker.vendor(versions), plex.vendor(), *nvidia.vendors()]
         right, wrong = _signing_key("right"), _signing_key("wrong")
         inputs = [_FORMAT, [asdict(vendor) for vendor in vendors], right.fingerprint, wrong.fingerprint]
         key = digest_of([*inputs, sorted(deb.name for deb in debs.values())])[:16]
@@ -170,7 +170,8 @@ def _upstream_version(deb: Path) -> str:
 def _build_vendor(
     vendor: Vendor, debs: dict[str, Path], root: Path, right: _Key, wrong: _Key, report: Report
 ) -> None:
-    pool = f"dists/{vendor.suite}/pool/{vendor.component}/{ARCHITECTURE}"
+    flat = vendor.suite == "/"
+    pool = "." if flat else f"dists/{vendor.suite}/pool/{vendor.component}/{ARCHITECTURE}"
     (root / pool).mkdir(parents=True)
     for package in vendor.packages:
         report(f"Packing {package.name} {package.version}")
@@ -181,12 +182,13 @@ def _build_vendor(
     index = run(["dpkg-scanpackages", "--multiversion", pool], "dpkg-dev", directory=root)
     # Its last line counts the packages, on the error output.
     index = index[: index.rindex("\n\n") + 2] if "\n\n" in index else index
-    lists = root / "dists" / vendor.suite / vendor.component / f"binary-{ARCHITECTURE}"
-    lists.mkdir(parents=True)
+    suite = root if flat else root / "dists" / vendor.suite
+    lists = root if flat else suite / vendor.component / f"binary-{ARCHITECTURE}"
+    lists.mkdir(parents=True, exist_ok=True)
     (lists / "Packages").write_text(index, encoding="utf-8")
     (lists / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
-    _sign(vendor, root / "dists" / vendor.suite, [lists / "Packages", lists / "Packages.gz"], right)
-    _export(right, root / vendor.key)
+    _sign(vendor, suite, [lists / "Packages", lists / "Packages.gz"], right)
+    _export(right, root / vendor.key.format(id=right.fingerprint[-8:].lower()))
     _export(wrong, root / WRONG_KEY)
 
 
@@ -291,9 +293,10 @@ fi
 def _sign(vendor: Vendor, suite: Path, indices: Sequence[Path], key: _Key) -> None:
     """Write Release, InRelease and Release.gpg of a suite (Debian wiki, "Repository format")."""
     moment = datetime.now(UTC) - _BACKDATED
-    lines = [f"Origin: {vendor.origin}", f"Label: {vendor.label}", f"Suite: {vendor.suite}"]
-    lines += [f"Codename: {vendor.suite}", f"Date: {moment:%a, %d %b %Y %H:%M:%S} UTC"]
-    lines += [f"Architectures: {ARCHITECTURE}", f"Components: {vendor.component}", "SHA256:"]
+    lines = [f"Origin: {vendor.origin}", f"Label: {vendor.label}"]
+    if vendor.suite != "/":
+        lines += [f"Suite: {vendor.suite}", f"Codename: {vendor.suite}", f"Components: {vendor.component}"]
+    lines += [f"Date: {moment:%a, %d %b %Y %H:%M:%S} UTC", f"Architectures: {ARCHITECTURE}", "SHA256:"]
     for path in indices:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines.append(f" {digest} {path.stat().st_size} {path.relative_to(suite)}")

@@ -394,12 +394,26 @@ def _debian_driver(branch: int, release: Release) -> Driver:
 
 
 def _vendor_driver(branch: int, open_modules: bool, release: Release) -> Driver:
-    """NVIDIA's own packages without a desktop: "compute-only" of its installation guide, kept to one branch."""
+    """NVIDIA's own packages without a desktop: "compute-only" of its driver installation guide, with NVENC.
+
+    Its packages for Ubuntu carry the branch in their names up to 580.
+    """
+    kind = "-open" if open_modules else ""
+    if release.id == "ubuntu":
+        number = f"-{branch}" if branch < 590 else ""
+        module = f"nvidia-dkms{number}{kind}"
+        userland = tuple(
+            f"{name}{number}"
+            for name in ("libnvidia-compute", "libnvidia-decode", "libnvidia-encode", "nvidia-utils")
+        )
+    else:
+        module = f"nvidia-kernel{kind}-dkms"
+        userland = ("libnvidia-encode1", "nvidia-driver-cuda")
     return Driver(
         branch=str(branch),
         open_modules=open_modules,
-        modules=("nvidia-kernel-open-dkms" if open_modules else "nvidia-kernel-dkms", _headers(release)),
-        userland=("libnvidia-encode1", "nvidia-driver-cuda", f"nvidia-driver-pinning-{branch}"),
+        modules=(module, _headers(release)),
+        userland=userland,
         dkms=True,
     )
 

@@ -312,7 +312,7 @@ def reasons(settings: Settings, decided: Decision, seen: Snapshot) -> list[str]:
 def _programs(decided: Decision) -> tuple[str, ...]:
     """The packages one of which has nvidia-smi."""
     branch = decided.driver.branch if decided.driver else ""
-    return (f"nvidia-utils-{branch}", "nvidia-smi", "nvidia-driver-cuda")
+    return (f"nvidia-utils-{branch}", "nvidia-utils", "nvidia-smi", "nvidia-driver-cuda")
 
 
 def module_steps(decided: Decision, seen: Snapshot) -> list[Step]:

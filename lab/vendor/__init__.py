@@ -37,7 +37,9 @@ class Package:
 class Vendor:
     """An apt repository: where it stands below the server's address, and what it says of itself.
 
-    `key` is the name of the armored key file beside `dists`.
+    `key` is the name of the armored key file beside `dists`; a word in braces, {id}, becomes the last eight digits of
+    its fingerprint in small letters. With suite "/" the repository is flat: packages and lists lie in one directory
+    (sources.list(5)), and `key` is relative to that.
     """
 
     path: str

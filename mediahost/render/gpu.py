@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mediahost import apt_sources
 from mediahost.config import Settings
-from mediahost.gpu import NODES, Decision, Release
+from mediahost.gpu import NODES, Decision, Driver, Release
 from mediahost.resources import MARK, File, text_file
 
 UDEV_PATH = "/etc/udev/rules.d/61-mediahost-gpu.rules"
@@ -14,6 +14,7 @@ TOOLKIT_PATH = "/etc/apt/sources.list.d/mediahost-nvidia-toolkit.sources"
 TOOLKIT_KEYRING = "/etc/apt/keyrings/mediahost-nvidia-toolkit.asc"
 DRIVER_PATH = "/etc/apt/sources.list.d/mediahost-nvidia-driver.sources"
 DRIVER_KEYRING = "/etc/apt/keyrings/mediahost-nvidia-driver.asc"
+PIN_PATH = "/etc/apt/preferences.d/mediahost-nvidia"
 CDI_UNIT = "mediahost-cdi.service"
 CDI_UNIT_PATH = f"/etc/systemd/system/{CDI_UNIT}"
 
@@ -25,6 +26,7 @@ PATHS = (
     TOOLKIT_KEYRING,
     DRIVER_PATH,
     DRIVER_KEYRING,
+    PIN_PATH,
     CDI_UNIT_PATH,
 )
 """Every file this concern may write."""
@@ -54,7 +56,7 @@ def files(decision: Decision, settings: Settings, release: Release, sources: str
     if decision.nvidia:
         wanted += [toolkit_source(settings, release), cdi_unit()]
     if decision.driver and settings.gpu_nvidia_source == "nvidia":
-        wanted.append(driver_source(settings, release))
+        wanted += [driver_source(settings, release), pin_file(decision.driver)]
     return tuple(wanted)
 
 
@@ -119,6 +121,15 @@ def driver_source(settings: Settings, release: Release) -> File:
         f"Signed-By: {DRIVER_KEYRING}",
     )
     return text_file(DRIVER_PATH, *lines)
+
+
+def pin_file(driver: Driver) -> File:
+    """Apt preferences that keep NVIDIA's repository, which has every branch, to one of them.
+
+    Its own pinning packages do the same, but only for what is installed after them.
+    """
+    body = f"Package: *nvidia* libcuda* libnvcuvid*\nPin: version {driver.branch}.*\nPin-Priority: 1001\n"
+    return File(PIN_PATH, f"Explanation: {MARK}\n{body}".encode())
 
 
 def driver_key_url(settings: Settings, release: Release) -> str:

@@ -199,13 +199,20 @@ def test_debian_builds_its_modules_with_the_headers_of_its_kernel(tmp_path: Path
 
 
 def test_nvidias_own_packages_drive_what_debians_cannot(tmp_path: Path) -> None:
-    found = decided("nvidia-blackwell", tmp_path, "13", gpu_nvidia_source="nvidia")
+    found = decided("nvidia-blackwell", tmp_path / "debian", "13", gpu_nvidia_source="nvidia")
     assert found.refusals == ()
     assert found.driver is not None
     assert found.driver.open_modules
     assert "nvidia-kernel-open-dkms" in found.driver.modules
-    assert {"nvidia-driver-cuda", "nvidia-driver-pinning-580"} <= set(found.driver.userland)
+    assert set(found.driver.userland) == {"nvidia-driver-cuda", "libnvidia-encode1"}
     assert found.components == ()
+    ubuntu = decided("nvidia-pascal", tmp_path / "ubuntu", gpu_nvidia_source="nvidia").driver
+    assert ubuntu is not None
+    assert ubuntu.modules == ("nvidia-dkms-580", "linux-headers-generic")
+    assert "nvidia-utils-580" in ubuntu.userland
+    newer = decided("nvidia-ada", tmp_path / "newer", gpu_nvidia_source="nvidia", gpu_nvidia_branch=590).driver
+    assert newer is not None
+    assert newer.modules[0] == "nvidia-dkms-open"
 
 
 def test_a_branch_of_the_users_own_is_taken_where_the_release_has_it(tmp_path: Path) -> None:
