@@ -11,7 +11,7 @@ from typing import Any
 from mediahost.config import Settings
 from mediahost.plex import HOME, PACKAGE, UNIT, USER, libraries
 from mediahost.resources import MARK, Directory, File, text_file
-from mediahost.storage import required_for
+from mediahost.storage import touched_by
 
 KEYRING_PATH = "/etc/apt/keyrings/mediahost-plex.asc"
 SOURCE_PATH = "/etc/apt/sources.list.d/mediahost-plex.sources"
@@ -87,10 +87,10 @@ def used_paths(settings: Settings) -> tuple[str, ...]:
 def drop_in(settings: Settings, groups: Collection[str]) -> File:
     """What the package's unit lacks. `groups` are those that the host has: a unit that names another does not start.
 
-    It starts only while every file system it uses is mounted, so that it neither fills the root disk below an absent
-    one nor takes the films there for deleted.
+    It starts only while every file system at, above and below what it uses is mounted, so that it neither fills the
+    root disk below an absent one nor takes the films there for deleted.
     """
-    mounts = set(required_for(used_paths(settings), settings))
+    mounts = set(touched_by(used_paths(settings), settings))
     if settings.transcode_size is not None and transcode_directory(settings) == settings.transcode_root:
         mounts.add(settings.transcode_root)
     member_of = [group for group in CARD_GROUPS if group in groups]
