@@ -126,7 +126,11 @@ class Share(BaseModel):
 
 def mount_points(settings: Settings) -> tuple[str, ...]:
     """Every mount point that mediahost has, parents before what is mounted inside them."""
-    every = (*settings.storage_disks, *settings.storage_pools, *settings.storage_shares)
+    every: tuple[Disk | Pool | Share, ...] = (
+        *settings.storage_disks,
+        *settings.storage_pools,
+        *settings.storage_shares,
+    )
     return tuple(sorted(each.at for each in every))
 
 
