@@ -18,10 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _ACL = "system.posix_acl_default"
-# acl(5) as the kernel keeps it: version 2, then tag, permissions, id of user::rwx, group::rwx, other::r-x.
 _ANY = 0xFFFFFFFF
-_ENTRIES = ((0x01, 7, _ANY), (0x04, 7, _ANY), (0x20, 5, _ANY))
-DEFAULT_ACL = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in _ENTRIES)
 
 _DIRECTORY = 0o2775
 # Of a file, beside its x bits: read and write for owner and group, read for others.
@@ -31,12 +28,19 @@ _DEEPEST = 200
 _SHOWN = 50  # paths that are told of each kind in one slice
 
 
+def default_acl(gid: int) -> bytes:
+    """user::rwx,group::rwx,group:GID:rwx,mask::rwx,other::r-x as the kernel keeps it (linux/posix_acl_xattr.h)."""
+    entries = ((0x01, 7, _ANY), (0x04, 7, _ANY), (0x08, 7, gid), (0x10, 7, _ANY), (0x20, 5, _ANY))
+    # version 2, then tag, permissions and id of each
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
 class Slice:
     """One stretch of the walk: what was seen and done until the time was up."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.uid, self.gid = int(request["uid"]), int(request["gid"])
-        self.acl = bool(request["acl"])
+        self.acl = default_acl(self.gid) if request["acl"] else None
         self.dry = bool(request["dry_run"])
         self.skipped = frozenset(request["skip"])
         self.until = time.monotonic() + float(request["seconds"])
@@ -133,14 +137,14 @@ class Slice:
         """A directory, which is open."""
         self.seen += 1
         wrong = self.wrong(os.fstat(opened))
-        if self.acl:
+        if self.acl is not None:
             try:
                 present = os.getxattr(opened, _ACL)
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP):
                     raise
-                present = b"" if error.errno == errno.ENODATA else DEFAULT_ACL  # a file system without ACLs
-            if present != DEFAULT_ACL:
+                present = b"" if error.errno == errno.ENODATA else self.acl  # a file system without ACLs
+            if present != self.acl:
                 wrong.append("default ACL")
         self.change(opened, path, wrong)
 
@@ -173,8 +177,8 @@ class Slice:
         # After the owner: a new one clears bits of the mode.
         if stat.S_IMODE(os.fstat(opened).st_mode) != self.wanted(found):
             os.fchmod(opened, self.wanted(found))
-        if "default ACL" in wrong:
-            os.setxattr(opened, _ACL, DEFAULT_ACL)
+        if self.acl is not None and "default ACL" in wrong:
+            os.setxattr(opened, _ACL, self.acl)
 
 
 def _roots(request: dict[str, Any]) -> Iterator[str]:

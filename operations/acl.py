@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pyinfra.api import operation
 
 from facts.snapshot import Request, Snapshot
-from mediahost.render.tree import SHARED_ACL
+from mediahost.render.tree import OUR_ACL
 from mediahost.resources import Directory
 from operations import report
 from operations.convergence import Step, converge
@@ -48,7 +48,7 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
             changes.append(f"{directory.path}: default ACL {what}, wanted {directory.default_acl}")
             # -k first: an entry of somebody's that stayed would bring its mask.
             lines.append(f"acl -k -m d:{directory.default_acl.replace(',', ',d:')} {path}")
-        elif present == SHARED_ACL:
+        elif OUR_ACL.fullmatch(present):
             changes.append(f"{directory.path}: default ACL is not wanted any more")
             lines.append(f"acl -k {path}")
     if not changes:

@@ -16,7 +16,7 @@ from mediahost import upkeep as domain
 from mediahost.config import Settings, read
 from mediahost.render import caches as cache_files
 from mediahost.render import smart, snapraid, swap
-from mediahost.render.tree import SHARED_ACL
+from mediahost.render.tree import shared_acl
 from mediahost.resources import Directory
 from operations import acl, caches, manifest, upkeep
 from tests.operations.test_steps import INSTALLED, RUNNING, as_present, commands, sound, told
@@ -302,6 +302,7 @@ def test_pruning_removes_what_was_used_longest_ago_and_never_what_is_in_use(prog
 
 # --- ACLs
 
+SHARED_ACL = shared_acl(13000)
 MEDIA = Directory("/data/media", "13000", "13000", "2775", SHARED_ACL)
 PRESENT = PathState("directory", "2775", "13000", "13000", "media", "media")
 RIGHT = Snapshot(
@@ -319,7 +320,7 @@ def test_a_directory_with_its_default_acl_is_no_step_and_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("present", "change"),
     [
-        ("", "/data/media: default ACL is missing, wanted user::rwx,group::rwx,other::r-x"),
+        ("", "/data/media: default ACL is missing, wanted user::rwx,group::rwx,group:13000:rwx,mask::rwx,other::r-x"),
         ("user::rwx,group::r-x,other::---", "/data/media: default ACL is user::rwx,group::r-x,other::---, wanted "),
     ],
 )
@@ -327,7 +328,7 @@ def test_another_default_acl_is_told_and_replaced(present: str, change: str) -> 
     seen = replace(RIGHT, default_acls={"/data/media": present} if present else {})
     (step,) = acl.steps([MEDIA], seen)
     assert step.change.startswith(change)
-    assert "acl -k -m d:user::rwx,d:group::rwx,d:other::r-x /data/media" in step.command
+    assert "acl -k -m d:user::rwx,d:group::rwx,d:group:13000:rwx,d:mask::rwx,d:other::r-x /data/media" in step.command
     assert " -R" not in step.command
     sound([step])
 

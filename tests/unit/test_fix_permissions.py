@@ -222,7 +222,7 @@ def test_in_slices_of_any_length_every_entry_is_seen_exactly_once(
 
 def _has_acls(path: Path) -> bool:
     try:
-        os.setxattr(path, "system.posix_acl_default", permissions_on_host.DEFAULT_ACL)
+        os.setxattr(path, "system.posix_acl_default", permissions_on_host.default_acl(MINE))
     except OSError:
         return False
     return True
