@@ -455,7 +455,7 @@ def prepared_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 def _forgotten_steps(decided: Decision, seen: Snapshot) -> list[Step]:
-    if decided.cards or PROVEN not in seen.paths:
+    if decided.cards or decided.devices or PROVEN not in seen.paths:
         return []
     return [Step("graphics: what was tried out is forgotten", f"rm -f {PROVEN}")]
 
@@ -512,6 +512,8 @@ def provision(wanted: Wanted) -> None:
     prepared(name="drivers", wanted=wanted)
     manifest.pruned(name="manifest", owned=wanted.owned)
     reboot.done(name="reboot", at=settings.unattended_reboot_time if settings.unattended_reboot else None)
+    # What is different after it: nothing, where there was none.
+    prepared(name="drivers after a reboot", wanted=wanted)
     ready(name="cards", wanted=wanted)
 
 

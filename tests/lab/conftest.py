@@ -65,7 +65,7 @@ def make_machine() -> Iterator[MakeMachine]:
 
 def _index(name: str) -> int:
     """Every test machine's own, the same in each session."""
-    names = ("one", "two", "home", "interrupted", "second", "stranger", "older", "provider")
+    names = ("one", "two", "home", "interrupted", "second", "stranger", "older", "provider", "graphics")
     return FIRST_TEST_INDEX + names.index(name)
 
 

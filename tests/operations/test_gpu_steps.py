@@ -472,3 +472,14 @@ def test_what_a_container_cannot_open_is_told_while_it_has_the_card() -> None:
     (notice,) = gpu.notices(plan(), seen)
     assert notice.startswith("service sonarr: its graphics card cannot be used inside the container")
     assert list(gpu.notices(plan(gpu_devices={"sonarr": "none"}), seen)) == []
+
+
+def test_what_was_tried_of_a_node_without_a_card_is_not_forgotten_again() -> None:
+    wanted = plan(uses={}, gpu_devices={"radarr": "/dev/dri/renderD128"})
+    seen = bare()
+    record = PathState("file", "644", "0", "0", "root", "root")
+    seen = replace(seen, gpu=replace(seen.gpu, nodes={"renderD128": "vgem"}), paths={gpu.PROVEN: record})
+    assert gpu.given(wanted, seen)["radarr"].node == "/dev/dri/renderD128"
+    assert gpu.steps(wanted, seen) == []
+    # Positive control: where nothing has a card any more it goes.
+    assert told(gpu.steps(plan(gpu="none"), seen)) == ["graphics: what was tried out is forgotten"]
