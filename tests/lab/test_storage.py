@@ -6,6 +6,7 @@ below an absent mount, and that it could have been (a write is tried as root, an
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,6 +84,13 @@ class Store:
     def rests(self, service: str, limit: float = 240) -> bool:
         return becomes(lambda: self.container(service) in ("exited", "created"), limit=limit)
 
+    def changes(self) -> list[str]:
+        """What a plan tells, refusals as well: with one of them it does not end as one of differences does."""
+        result = self.home.mediahost("plan", "--json")
+        assert result.stdout.startswith("{"), told(result)
+        plan = json.loads(result.stdout)
+        return [each["what"] for each in (*plan["changes"], *plan["refused"])]
+
     def refused(self) -> str:
         """What a run said that could not do its work; it must not have."""
         result = self.home.mediahost("apply", "--json")
@@ -109,7 +117,7 @@ class Store:
     def heals(self, limit: float = 300) -> None:
         """By itself, without a run: everything mounted, everybody back, and the plan empty."""
         assert self.runs(USES_DATA, limit)
-        assert becomes(lambda: self.home.changes() == [], limit), self.home.changes()
+        assert becomes(lambda: self.changes() == [], limit), self.changes()
         self.can_be_written("/data")
 
 
@@ -163,7 +171,7 @@ def test_three_filesystems_and_a_pool_are_made_and_a_second_run_changes_nothing(
     assert store.mounted("/mnt/disk3").split()[1] == "btrfs"
     assert store.mounted("/data").split() == ["mergerfs:/data", "fuse.mergerfs"]
     assert "noatime" in store.root("findmnt -n -o OPTIONS --mountpoint /mnt/disk1")
-    assert store.home.changes() == []
+    assert store.changes() == []
     assert store.home.apply()["changes"] == []
 
 
@@ -172,7 +180,7 @@ def test_everything_is_mounted_again_after_a_boot_and_a_plan_finds_nothing(store
     reboot(store.host)
     assert store.root("cat /data/media/kept") == "kept"
     assert store.runs(USES_DATA)
-    assert becomes(lambda: store.home.changes() == []), store.home.changes()
+    assert becomes(lambda: store.changes() == []), store.changes()
 
 
 def test_a_hardlink_inside_the_pool_is_one_file_in_a_container_too(store: Store) -> None:
@@ -205,7 +213,7 @@ def test_a_disk_with_data_is_refused_with_what_is_on_it_and_not_a_byte_is_change
     unstored.root(prepare.format(device) + " && udevadm settle && sync")
     before = unstored.root(f"sha256sum <{device}")
     unstored.settle(storage_disks=[{"device": device, "at": "/mnt/disk4", "format": True}])
-    assert any(says in change for change in unstored.home.changes())
+    assert any(says in change for change in unstored.changes())
     refusal = unstored.refused()
     assert says in refusal
     assert "take format out" in refusal or "Free it there" in refusal
@@ -222,13 +230,13 @@ def test_a_disk_that_holds_data_is_used_as_it_is_without_format(unstored: Store)
     unstored.settle(storage_disks=[{"device": f"UUID={uuid.upper()}", "at": "/mnt/disk4"}])
     unstored.home.apply()
     assert unstored.root("cat /mnt/disk4/photo") == "mine"
-    assert unstored.home.changes() == []
+    assert unstored.changes() == []
 
 
 def test_a_wrong_uuid_is_refused_before_anything_is_changed(unstored: Store) -> None:
     wrong = "UUID=00000000-1111-4222-8333-444455556666"
     unstored.settle(storage_disks=[{"device": wrong, "at": "/data"}])
-    assert any(f"disk {wrong} is not there" in change for change in unstored.home.changes())
+    assert any(f"disk {wrong} is not there" in change for change in unstored.changes())
     refusal = unstored.refused()
     assert f"/data: disk {wrong} is not there" in refusal
     assert "lsblk" in refusal
@@ -259,7 +267,7 @@ def test_without_a_disk_the_host_boots_nobody_who_needs_it_runs_and_plugged_in_i
         assert store.container(USES_DATA) in ("exited", "created")
         store.cannot_be_written("/data")
         store.cannot_be_written(at)
-        changes = store.home.changes()
+        changes = store.changes()
         assert any(f"{at}: disk {BY_ID}{number} is not there" in change for change in changes), changes
         assert "Plug it in" in store.refused()
         # Also by hand, and however often: the engine itself refuses.
@@ -277,7 +285,7 @@ def test_a_disk_that_is_pulled_while_it_is_written_to_takes_its_users_down_and_b
         store.cannot_be_written("/data")
         store.cannot_be_written("/mnt/my-disk")
         assert store.container(USES_NOTHING) == "running"
-        assert any(f"{BY_ID}2 is not there" in change for change in store.home.changes())
+        assert any(f"{BY_ID}2 is not there" in change for change in store.changes())
     store.root("pkill -f media/growing || true", check=False)
     store.heals()
     assert store.root("cat /mnt/my-disk/kept") == "kept"
@@ -315,7 +323,7 @@ def test_a_full_disk_changes_nothing_for_a_run(store: Store) -> None:
     with faults.disk_full(store.host, "/mnt/disk1"), faults.disk_full(store.host, "/mnt/my-disk"):
         with faults.disk_full(store.host, "/mnt/disk3"):
             assert store.fails("dd if=/dev/zero of=/data/media/more bs=1M count=8")
-            assert store.home.changes() == []
+            assert store.changes() == []
             assert store.home.apply()["changes"] == []
         assert not store.fails("dd if=/dev/zero of=/data/media/more bs=1M count=8")
 
@@ -332,14 +340,14 @@ def test_a_full_disk_changes_nothing_for_a_run(store: Store) -> None:
 def test_drift_of_the_guard_is_named_and_mended(store: Store, breaks: str, says: str) -> None:
     store.root("systemctl stop mediahost-mounts.service") if "sentinel" not in breaks else None
     store.root(breaks)
-    assert any(says in change for change in store.home.changes()), store.home.changes()
+    assert any(says in change for change in store.changes()), store.changes()
     store.home.apply()
-    assert store.home.changes() == []
+    assert store.changes() == []
 
 
 def test_other_options_are_taken_into_use_and_the_plan_says_what_stops_meanwhile(store: Store) -> None:
     store.settle(**{**POOLED, "storage_disks": [{**EXT4, "options": ["commit=60"]}, XFS, BTRFS]})
-    assert any("mnt-disk1.mount: content differs" in change for change in store.home.changes())
+    assert any("mnt-disk1.mount: content differs" in change for change in store.changes())
     store.home.apply()
     assert "commit=60" in store.root("findmnt -n -o OPTIONS --mountpoint /mnt/disk1")
     store.heals()
@@ -350,13 +358,13 @@ def test_what_is_taken_out_is_not_unmounted_and_its_data_and_the_bare_directory_
 ) -> None:
     store.root("echo kept >/data/media/kept")
     store.settle()
-    changes = store.home.changes()
+    changes = store.changes()
     assert any("/data: not wanted any more" in change for change in changes), changes
     store.home.apply()
     assert store.mounted("/data") != ""
     assert store.root("cat /data/media/kept") == "kept"
     assert store.root(f"ls {' '.join(mounts.PATHS)} /etc/systemd/system/*.mount 2>/dev/null || true") == ""
-    assert store.home.changes() == []
+    assert store.changes() == []
     reboot(store.host)
     assert store.mounted("/data") == ""
     store.home.apply()  # the tree, on the root disk again
@@ -409,15 +417,15 @@ def test_nfs_is_mounted_hard_in_version_4_2_on_first_use_and_a_second_run_change
     assert {"vers=4.2", "hard", "noatime"} <= set(options.split(","))
     assert shared.root("systemctl is-active data.automount") == "active"
     assert shared.runs(USES_DATA)
-    assert shared.home.changes() == []
+    assert shared.changes() == []
 
 
 def test_a_server_that_goes_is_waited_for_by_who_writes_and_told_by_the_plan(shared: Store, nas: Machine) -> None:
     with faults.paused(nas):
-        assert any("does not answer" in change for change in shared.home.changes())
+        assert any("does not answer" in change for change in shared.changes())
         assert "does not answer" in shared.refused()
         assert shared.root("timeout -s KILL 10 touch /data/media/late; echo $?") == "137"
-    assert becomes(lambda: shared.home.changes() == [], 300), shared.home.changes()
+    assert becomes(lambda: shared.changes() == [], 300), shared.changes()
     shared.root("echo kept >/data/media/kept")
     assert nas.run("cat /export/media/media/kept").stdout == "kept\n"
     assert shared.container(USES_DATA) == "running"
@@ -455,4 +463,4 @@ def test_smb_is_mounted_with_credentials_that_root_alone_reads_and_no_password_i
     )
     unstored.root("setpriv --reuid 13000 --regid 13000 --clear-groups touch /mnt/films/mine")
     assert re.search(r"\bmine\b", nas.run("ls /export/films").stdout)
-    assert unstored.home.changes() == []
+    assert unstored.changes() == []
