@@ -49,7 +49,18 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "move": _move,
     }
     try:
-        return actions[request["do"]](request)
+        try:
+            return actions[request["do"]](request)
+        except OSError as error:
+            # Not its own words: they may quote an address with a token in it.
+            what = error.strerror or type(error).__name__
+            if isinstance(error, shutil.Error):
+                path, _, why = error.args[0][0]
+                what = f"{path}: {why}"
+            where = f" ({error.filename})" if error.filename else ""
+            raise _fail(
+                f"Plex, {request['do']}: {what}{where}; run again, or see journalctl -u plexmediaserver"
+            ) from None
     except SystemExit as end:
         if not request.get("told"):
             raise
@@ -135,13 +146,15 @@ def _idle(request: dict[str, Any]) -> dict[str, Any]:
     try:
         playing = int(_elements(_ask(request, "GET", "/status/sessions")).get("size", "0"))
     except _RefusedError as error:
-        raise _fail(f"Plex does not say who plays: {_meaning(error.code)}") from None
+        raise _fail(f"Plex does not say who plays: {_meaning(error.code, request)}") from None
     if playing:
         raise SystemExit(3)
     return {"sessions": 0}
 
 
-def _meaning(code: int) -> str:
+def _meaning(code: int, request: Mapping[str, Any]) -> str:
+    if code in (401, 403) and not _token(request):
+        return f"{code}: it does that for its owner only; make it yours first, docs/plex.md says how"
     if code == 401:
         return "401: it does not take the token of its own Preferences.xml; is the server still in your account?"
     return f"status {code}; Logs/Plex Media Server.log among its data says why"
@@ -166,7 +179,7 @@ def _set(request: dict[str, Any]) -> dict[str, Any]:
                     f"Plex has no preference {name} or not with this value; look in its settings, advanced ones too, "
                     "and correct plex_preferences"
                 ) from None
-            raise _fail(f"Plex does not change {name}: {_meaning(error.code)}") from None
+            raise _fail(f"Plex does not change {name}: {_meaning(error.code, request)}") from None
     return {"changed": True}
 
 
@@ -285,7 +298,7 @@ def _libraries(request: dict[str, Any]) -> dict[str, Any]:
             query += [(key, library[key]) for key in ("type", "agent", "scanner", "language")]
             _ask(request, "POST", "/library/sections", [*query, *(("location", path) for path in paths)])
     except _RefusedError as error:
-        raise _fail(f"Plex does not create the libraries: {_meaning(error.code)}") from None
+        raise _fail(f"Plex does not create the libraries: {_meaning(error.code, request)}") from None
     return {"created": True}
 
 
@@ -316,11 +329,17 @@ def _move(request: dict[str, Any]) -> dict[str, Any]:
     new = target.with_name(f"{target.name}.moving")
     shutil.rmtree(new, ignore_errors=True)
     made = _parents(new, Path(request["home"]))
-    shutil.copytree(source, new, symlinks=True, ignore=lambda at, names: _left_out(Path(at), names, source))
-    edit(new / "Preferences.xml", {}, without=_OF_A_CONTAINER)
-    for path in (*made, new, *new.rglob("*")):
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-    (new / "Preferences.xml").chmod(0o600)
+    try:
+        shutil.copytree(source, new, symlinks=True, ignore=lambda at, names: _left_out(Path(at), names, source))
+        edit(new / "Preferences.xml", {}, without=_OF_A_CONTAINER)
+        for path in (*made, new, *new.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        (new / "Preferences.xml").chmod(0o600)
+        # Copying takes minutes, in which somebody may have started one of them.
+        _nothing_runs(request, source, target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     aside = None
     if target.exists():
         aside = target.with_name(f"{target.name}.before-move-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mediahost import on_host, plex
+from mediahost import on_host, plex, plex_on_host
 from mediahost.plex_on_host import answer, edit
 from tests.unit.plex_run import PROGRAM, Plex
 from tests.unit.plex_run import plex as running
@@ -228,6 +228,17 @@ def test_a_directory_that_is_not_there_is_told(server: Plex, tmp_path: Path) -> 
         answer(server.request("libraries", libraries=[wanted]))
 
 
+def test_an_owners_answer_without_his_token_is_told_as_such(server: Plex) -> None:
+    answer(server.request("claim", token=CLAIM))
+    wanted = {"values": {"FriendlyName": "nas"}}
+    with pytest.raises(SystemExit, match="for its owner only"):
+        answer({**server.request("set", **wanted), "preferences": str(server.home / "no such file")})
+    wrong = server.home / "Preferences.xml"
+    wrong.write_text('<Preferences PlexOnlineToken="wrong"/>')
+    with pytest.raises(SystemExit, match=r"does not take the token of its own Preferences\.xml"):
+        answer({**server.request("set", **wanted), "preferences": str(wrong)})
+
+
 def test_nobody_who_answers_is_told_with_where_to_look(tmp_path: Path) -> None:
     silent = Plex(tmp_path, port=9)
     with pytest.raises(SystemExit, match=r"does not answer at http://127\.0\.0\.1:9/identity; journalctl"):
@@ -314,6 +325,25 @@ def test_a_move_is_refused_while_the_container_runs(container: Plex, tmp_path: P
     assert not native.data.exists()
     container.stop()
     move(container, native)
+
+
+def test_a_move_that_is_cut_off_leaves_nothing_behind_and_the_source_whole(
+    container: Plex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container.stop()
+    native = Plex(tmp_path / "native", port=9)
+    native.home.mkdir()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(plex_on_host.os, "chown", full)
+        with pytest.raises(SystemExit, match="No space left on device"):
+            move(container, native)
+    assert list(native.data.parent.iterdir()) == []
+    move(container, native)
+    assert native.preferences.exists()
 
 
 def test_a_move_is_refused_where_there_is_no_server_or_no_package(container: Plex, tmp_path: Path) -> None:
