@@ -19,7 +19,7 @@ from mediahost.gpu import IN_CONTAINER, Card, Decision, Facts, Given, Release, U
 from mediahost.render import gpu as wanted_files
 from mediahost.render.compose import render_compose
 from mediahost.wanted import Wanted
-from operations import apt, convergence, files, manifest, reboot, report, units, vendor_key
+from operations import apt, files, manifest, reboot, report, units, vendor_key
 from operations.convergence import Step, converge
 from operations.vendor_key import VendorKey
 
@@ -500,9 +500,14 @@ def inside(wanted: Wanted):  # type: ignore[no-untyped-def]
 
     + wanted: the host as it should be
     """
-    yield from converge(lambda seen: inside_steps(wanted, seen))
-    for told in notices(wanted, convergence.snapshot()):
-        report.notice(told)
+
+    def untried(seen: Snapshot) -> list[Step]:
+        steps = inside_steps(wanted, seen)
+        for told in () if steps else notices(wanted, seen):
+            report.notice(told)
+        return steps
+
+    yield from converge(untried)
 
 
 @deploy("gpu")

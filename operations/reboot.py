@@ -18,7 +18,7 @@ from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.exceptions import ConnectError, OperationError, PyinfraError
 from pyinfra.connectors.util import clear_askpass_cache
 
-from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
+from facts.snapshot import STATE_DIRECTORY, Request, Snapshot, UnreadableSnapshotError
 from operations import convergence, lock, report
 from operations.convergence import Step
 
@@ -95,7 +95,12 @@ def done(at: str | None):  # type: ignore[no-untyped-def]
 
     + at: when unattended upgrades would do it, or None
     """
-    seen = convergence.snapshot()
+    try:
+        seen = convergence.snapshot()
+    except UnreadableSnapshotError as error:
+        # An exception here would end the run for every host.
+        yield convergence.refusal(str(error))
+        return
     reasons = asked(seen)
     if not reasons:
         host.noop("no reboot is asked for")
