@@ -154,7 +154,7 @@ def packages(settings: Settings) -> tuple[str, ...]:
     names = [name for disk in settings.storage_disks for name in _PACKAGES[disk.filesystem]]
     names += [name for share in settings.storage_shares for name in _PACKAGES[share.kind]]
     if settings.storage_pools:
-        names += ["fuse3", "mergerfs"]
+        names.append("mergerfs")
     return tuple(sorted(set(names)))
 
 

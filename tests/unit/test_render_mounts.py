@@ -69,6 +69,11 @@ def test_where_nothing_is_mounted_there_is_no_file_and_no_package() -> None:
     assert mounts.packages(settings()) == ()
 
 
+def test_programs_are_asked_for_by_what_is_mounted_and_fuse_is_left_to_mergerfs() -> None:
+    """Debian 12's mergerfs depends on fuse, Debian 13's on fuse3, and the two exclude each other."""
+    assert mounts.packages(everything()) == ("cifs-utils", "e2fsprogs", "mergerfs", "nfs-common", "xfsprogs")
+
+
 def test_a_boot_goes_on_without_a_disk_and_waits_for_it_no_longer_than_said() -> None:
     found = everything(storage_device_timeout=20)
     disk = unit("mnt-disk1.mount", found)
