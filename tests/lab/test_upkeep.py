@@ -71,7 +71,7 @@ def test_on_the_layout_of_ssd_and_hdd_it_fails_with_the_right_words_and_the_run_
     assert words in notices(again), "it is told each time"
 
 
-def test_a_library_on_a_disk_of_its_own_is_found_and_going_back_is_proven_anew(kept: Store) -> None:
+def test_a_library_on_a_disk_of_its_own_inside_the_tree_is_told_and_no_other(kept: Store) -> None:
     kept.root("rmdir /data/media/tv")
     kept.settle(storage_disks=[{**EXT4, "at": "/data/media/tv"}])
     report = kept.home.apply()
@@ -109,7 +109,7 @@ def test_what_a_user_with_a_narrow_umask_makes_can_be_changed_by_every_service(k
 
 def test_a_pool_keeps_group_and_mode_on_whichever_branch_a_file_lands(store: Store) -> None:  # noqa: F811
     store.root(
-        "umask 077; for n in $(seq 1 30); do mkdir /data/media/tv/s$n; for m in 1 2 3; do : >/data/media/tv/s$n/$m; done; done"
+        "umask 077; cd /data/media/tv; for n in $(seq 1 30); do mkdir s$n; for m in 1 2 3; do : >s$n/$m; done; done"
     )
     wrong = "find /data/media/tv -mindepth 1 \\( -type d ! -perm 2775 -o -type f ! -perm 664 \\) | head"
     assert store.root(wrong) == ""
