@@ -18,6 +18,10 @@ from operations import acl
 from operations.convergence import Step, converge
 
 
+# File systems that keep neither owner nor mode: what they show comes from the options of the mount. In stat(1)'s words.
+WITHOUT_OWNERS = frozenset(("cifs", "exfat", "fat", "msdos", "smb", "smb2", "vfat"))
+
+
 def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
     """One command for all directories that are missing or have another owner or mode, parents first."""
     changes, lines = [], []
@@ -35,6 +39,7 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
         if present is not None and present.kind == "link":
             continue
         wrong = []
+        fixed = seen.filesystems.get(directory.path, "").lower() in WITHOUT_OWNERS
         if present is None:
             wrong.append("missing")
             parent = directory.path.rpartition("/")[0]
@@ -44,14 +49,14 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
         owned = present is not None and (
             directory.owner in (present.owner, present.uid) and directory.group in (present.group, present.gid)
         )
-        if present is not None and not owned:
+        if present is not None and not owned and not fixed:
             wrong.append(f"owner is {present.owner}:{present.group}, wanted {directory.owner}:{directory.group}")
-        if present is not None and int(present.mode, 8) != int(directory.mode, 8):
+        if present is not None and int(present.mode, 8) != int(directory.mode, 8) and not fixed:
             wrong.append(f"mode is {present.mode.zfill(4)}, wanted {directory.mode}")
         if wrong:
             # chown clears the setgid bit on some kernels, so chmod comes second.
-            lines.append(f"chown -h {directory.owner}:{directory.group} {path}")
-            lines.append(f"chmod {directory.mode} {path}")
+            mend = f"chown -h {directory.owner}:{directory.group} {path}; chmod {directory.mode} {path}"
+            lines.append(f"case $(stat -f -c %T {path}) in {'|'.join(sorted(WITHOUT_OWNERS))}) ;; *) {mend} ;; esac")
             changes.append(f"{directory.path}: {', '.join(wrong)}")
     if not changes:
         return []

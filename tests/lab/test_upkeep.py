@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from lab.machine import Machine
 from mediahost import hardlinks
 from mediahost.render import caches, smart, snapraid, swap
+from mediahost.stack import vault_folder
 from tests.lab.home import Home, told
-from tests.lab.test_storage import EXT4, POOLED, XFS, Store, store, store_made
+from tests.lab.test_storage import EXT4, PASSWORD, POOLED, USER, XFS, Store, nas, store, store_made, unstored
 from tests.lab.waiting import becomes, reboot
 
-__all__ = ["store", "store_made"]  # pytest finds fixtures by their names here
+__all__ = ["nas", "store", "store_made", "unstored"]  # pytest finds fixtures by their names here
 
 pytestmark = [
     pytest.mark.lab,
@@ -84,6 +86,23 @@ def test_a_library_on_a_disk_of_its_own_inside_the_tree_is_told_and_no_other(kep
 def test_on_a_pool_it_passes(store: Store) -> None:  # noqa: F811
     assert "hardlinks" not in notices(store.home.apply())
     assert len(store.root(f"cat {hardlinks.RECORD_PATH}").splitlines()) == 1
+
+
+def test_on_smb_it_says_exactly_when_a_link_cannot_be_made(unstored: Store, nas: Machine) -> None:  # noqa: F811
+    nas.restore("clean")
+    share = {"kind": "smb", "source": f"//{nas.address4}/films", "at": "/data", "account": "nas"}
+    unstored.settle(storage_shares=[share])
+    folder = vault_folder(unstored.host.name)
+    for name, value in (("user", USER), ("password", PASSWORD)):
+        unstored.home.mediahost("secrets", "set", f"{folder}/nas/{name}", check=True, typed=value)
+    report = unstored.home.apply()
+    # What the very container can do, by hand: some servers make hardlinks, most do not.
+    inside = "cd /data && echo x >torrents/a && ln torrents/a media/tv/a && [ torrents/a -ef media/tv/a ]"
+    name = unstored.root(f"docker ps -q --filter label=mediahost.service={IMPORTS}")
+    possible = not unstored.fails(f"docker exec -u 13000:13000 {name} sh -c '{inside}'")
+    assert ("hardlinks: the file system of /data/media" in notices(report)) == (not possible), notices(report)
+    assert nas.run(f"find /export -name '{hardlinks.PROBE}*'").stdout == ""
+    assert unstored.home.changes() == []
 
 
 # --- permissions

@@ -18,7 +18,7 @@ from mediahost.render import caches as cache_files
 from mediahost.render import smart, snapraid, swap
 from mediahost.render.tree import shared_acl
 from mediahost.resources import Directory
-from operations import acl, caches, manifest, upkeep
+from operations import acl, caches, manifest, storage, upkeep
 from tests.operations.test_steps import INSTALLED, RUNNING, as_present, commands, sound, told
 from tests.unit.test_upkeep import ARRAY, TABLE
 
@@ -377,3 +377,12 @@ def test_the_command_sets_it_for_real_and_others_umask_does_not_count_any_more(t
     subprocess.run(["sh", "-c", f"umask 077; mkdir {path}/d; : >{path}/d/f"], check=True)
     assert f"{(path / 'd/f').stat().st_mode & 0o777:o}" == "664"
     assert f"{(path / 'd').stat().st_mode & 0o7777:o}" == "2775"
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("smb2", 0), ("exfat", 0), ("ext2/ext3", 1), ("nfs", 1)])
+def test_owner_and_mode_are_compared_only_where_the_file_system_keeps_them(kind: str, changes: int) -> None:
+    other = replace(PRESENT, mode="775", uid="0", owner="root")
+    seen = replace(RIGHT, paths={"/data/media": other}, filesystems={"/data/media": kind})
+    assert len(storage.steps([MEDIA], seen)) == changes
+    missing = replace(seen, paths={}, filesystems={})
+    assert told(storage.steps([MEDIA], missing)) == ["/data/media: missing"]
