@@ -6,6 +6,7 @@ is looked for and nothing changes; what an earlier run left is taken away, packa
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -36,7 +37,7 @@ _INITRAMFS = "initramfs"
 _KEY_RECORDS = {name: vendor_key.record_path(name) for name in ("nvidia-toolkit", "nvidia-driver")}
 _GROUPS = ("render", "video")
 # Ubuntu's kernel metapackages: linux-image-generic, linux-image-generic-hwe-24.04, linux-image-virtual.
-_IMAGES = "linux-image-[a-z]*"
+_IMAGES = "linux-image-*"
 _NVIDIA = "*nvidia*"
 # One of these is there wherever a package brought the driver.
 _DRIVER_PACKAGES = ("linux-modules-nvidia-", "nvidia-kernel-", "nvidia-dkms-", "nvidia-driver", "nvidia-headless-")
@@ -53,7 +54,16 @@ def request(settings: Settings) -> Request:
         paths=frozenset((*wanted_files.LEGACY_PATHS, wanted_files.CDI_SPEC)),
         contents=frozenset((*apt_sources.PATHS, *_KEY_RECORDS.values(), HELD, PROVEN)),
         packages=frozenset(
-            (_IMAGES, _NVIDIA, *_VA, "vainfo", "intel-opencl-icd", "linux-firmware", "firmware-misc-nonfree")
+            (
+                _IMAGES,
+                _NVIDIA,
+                *_VA,
+                "ubuntu-drivers-common",
+                "vainfo",
+                "intel-opencl-icd",
+                "linux-firmware",
+                "firmware-misc-nonfree",
+            )
             + ("firmware-intel-graphics", "firmware-amd-graphics", "libcuda1", "libnvcuvid1", "linux-headers-*")
         ),
         units=frozenset((wanted_files.CDI_UNIT,)),
@@ -74,7 +84,7 @@ def decision(settings: Settings, seen: Snapshot, asking: Mapping[str, Use] | Non
         image_packages=tuple(
             name
             for name in sorted(seen.packages)
-            if name.startswith("linux-image-") and "-unsigned-" not in name and seen.packages[name].installed
+            if re.match("linux-image-(?!unsigned)[a-z]", name) and seen.packages[name].installed
         ),
         nodes=seen.gpu.nodes,
         by_hand=bool(seen.gpu.nvidia) and not any(name.startswith(_DRIVER_PACKAGES) for name in seen.packages),
@@ -253,7 +263,55 @@ def packages(decided: Decision) -> tuple[str, ...]:
 
 def package_steps(decided: Decision, seen: Snapshot) -> list[Step]:
     """Packages in; kernel modules are built meanwhile."""
-    return apt.install_steps(packages(decided), seen)
+    found = apt.install_steps(packages(decided), seen)
+    if not found:
+        return _kernel_steps(decided, seen)
+    return [*_branch_steps(decided, seen), *found]
+
+
+def _branch_steps(decided: Decision, seen: Snapshot) -> list[Step]:
+    """Ubuntu's own word on whether the branch drives the cards, before its driver is installed for the first time."""
+    driver = decided.driver
+    if driver is None or driver.dkms or all(name in seen.packages for name in driver.userland):
+        return []
+    name = f"nvidia-driver-{driver.branch}{'-open' if driver.open_modules else ''}"
+    told = f"ubuntu-drivers does not offer {name} for this host's cards, but:"
+    mend = "Set gpu_nvidia_branch to the number of one that it offers"
+    # Without lists it offers nothing at all, and then apt will tell why.
+    command = f"""offered=$(ubuntu-drivers list --gpgpu 2>/dev/null | sed 's/[, ].*//' | sort -u)
+case "
+$offered
+" in
+  *"
+{name}
+"*) ;;
+  *[a-z]*) printf '%s\\n' {shlex.quote(told)} "$offered" {shlex.quote(mend)} >&2; exit 1 ;;
+esac"""
+    tool = apt.install_steps(("ubuntu-drivers-common",), seen)
+    return [*tool, Step(f"{name}: ubuntu-drivers is asked whether it fits", command)]
+
+
+def _kernel_steps(decided: Decision, seen: Snapshot) -> list[Step]:
+    """The signed module for the newest kernel. It is held while kernels are not: without it a boot loses the card."""
+    driver = decided.driver
+    if driver is None or driver.dkms:
+        return []
+    kernels = [name.removeprefix("linux-image-") for name in seen.packages if re.match(r"linux-image-\d", name)]
+    kernels = [kernel for kernel in kernels if seen.packages[f"linux-image-{kernel}"].installed]
+    if not kernels:
+        return []
+    newest = max(kernels, key=lambda kernel: [int(number) for number in re.findall(r"\d+", kernel)])
+    kind = f"{driver.branch}{'-open' if driver.open_modules else ''}"
+    module = f"linux-modules-nvidia-{kind}-{newest}"
+    if module in seen.packages and seen.packages[module].installed:
+        return []
+    # Libraries and module are of one version, so all of them go along.
+    names = " ".join((*driver.modules, *driver.userland, module))
+    command = apt.APT + "apt update >/dev/null\n"
+    command += f"apt install --no-install-recommends --allow-change-held-packages {names} >/dev/null"
+    return [
+        Step(f"Linux {newest}: has no NVIDIA module yet (transcodes on NVIDIA cards stop)", command, timeout=3600)
+    ]
 
 
 def _initramfs_steps(seen: Snapshot, changed: bool = False) -> list[Step]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from pyinfra.api.exceptions import ConnectError, OperationError
 
 from facts.snapshot import ContainerState, GpuState, Os, PackageState, PathState, Snapshot, UnitState
 from mediahost.catalog import Service, load_catalog
@@ -95,6 +100,11 @@ def as_wanted(wanted: Wanted, seen: Snapshot) -> Snapshot:
     )
     done = replace(done, manifest=dict.fromkeys(done.manifest, ""))
     proven = [(str(card), gpu._software(card, done)) for card in decided.cards]
+    if decided.driver and not decided.driver.dkms:
+        # The metapackage brings the module for the newest kernel.
+        packages["linux-image-6.8.0-88-generic"] = INSTALLED
+        packages["linux-modules-nvidia-580-server-open-6.8.0-88-generic"] = HELD
+        contents[gpu.HELD] += "linux-modules-nvidia-580-server-open-6.8.0-88-generic\n"
     if proven:
         contents[gpu.PROVEN] = "".join(f"{subject}\t{what}\tok\n" for subject, what in proven)
         paths[gpu.PROVEN] = paths[next(iter(paths))]
@@ -483,3 +493,98 @@ def test_what_was_tried_of_a_node_without_a_card_is_not_forgotten_again() -> Non
     assert gpu.steps(wanted, seen) == []
     # Positive control: where nothing has a card any more it goes.
     assert told(gpu.steps(plan(gpu="none"), seen)) == ["graphics: what was tried out is forgotten"]
+
+
+def test_a_kernel_that_came_since_gets_its_module_before_somebody_boots_it() -> None:
+    wanted = plan()
+    seen = as_wanted(wanted, HOSTS["nvidia"]())
+    newer = replace(seen, packages={**seen.packages, "linux-image-6.8.0-100-generic": INSTALLED})
+    steps = gpu.steps(wanted, newer)
+    sound(steps)
+    assert told(steps) == ["Linux 6.8.0-100-generic: has no NVIDIA module yet (transcodes on NVIDIA cards stop)"]
+    assert "linux-modules-nvidia-580-server-open-6.8.0-100-generic" in commands(steps)
+    # A kernel that was removed, or is older, asks for nothing.
+    half = PackageState("1", installed=False, held=False)
+    assert gpu.steps(wanted, replace(seen, packages={**seen.packages, "linux-image-6.8.0-100-generic": half})) == []
+    older = {**seen.packages, "linux-image-6.8.0-9-generic": INSTALLED}
+    assert gpu.steps(wanted, replace(seen, packages=older)) == []
+
+
+@pytest.mark.parametrize(
+    ("offered", "code"),
+    [
+        ("nvidia-driver-580-server-open, (kernel modules provided by x)\nnvidia-driver-535-server, (x)", 0),
+        ("nvidia-driver-580-server, (kernel modules provided by x)", 1),
+        ("", 0),
+    ],
+)
+def test_ubuntu_is_asked_whether_the_branch_drives_the_card(offered: str, code: int, tmp_path: Path) -> None:
+    steps = gpu.package_steps(gpu.decision(plan().settings, bare(ADA)), bare(ADA))
+    (asking,) = [step for step in steps if "ubuntu-drivers is asked" in step.change]
+    assert steps.index(asking) < len(steps) - 1, "before anything of the driver"
+    program = tmp_path / "ubuntu-drivers"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' '{offered}'\n")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-eu"], input=asking.command, env=environment, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert ("gpu_nvidia_branch" in done.stderr) == bool(code)
+
+
+def test_debian_is_not_asked_for_ubuntus_program() -> None:
+    seen = bare(ADA, os=TRIXIE)
+    assert "ubuntu-drivers" not in commands(gpu.package_steps(gpu.decision(plan().settings, seen), seen))
+
+
+# --- coming back
+
+
+class Booting:
+    """A host that goes down, refuses for a while, and comes back with another boot."""
+
+    name = "nas"
+    print_prefix = "[nas] "
+
+    def __init__(self, answers: list[str | None]) -> None:
+        self.answers = answers
+        self.connector_data: dict[str, Any] = {}
+
+    def disconnect(self) -> None:
+        pass
+
+    def connect(self, **_options: Any) -> None:
+        if self.answers[0] is None:
+            self.answers.pop(0)
+            raise ConnectError("refused")
+
+    def run_shell_command(self, _command: Any, **_options: Any) -> tuple[bool, Any]:
+        return True, SimpleNamespace(stdout=self.answers.pop(0))
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = itertools.count(0, 60)
+    monkeypatch.setattr(reboot.gevent, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(reboot, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr(reboot, "clear_askpass_cache", lambda _host: None)
+
+
+def test_a_run_goes_on_when_the_host_has_booted_anew_and_not_before(
+    no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Still the old boot, then down twice, then the new one.
+    host = Booting(["boot-1", None, None, "boot-2"])
+    monkeypatch.setattr(reboot, "host", host)
+    reboot._come_back("boot-1")
+    assert host.answers == []
+
+
+def test_a_host_that_does_not_come_back_fails_with_why(no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(reboot, "host", Booting([None] * 99))
+    monkeypatch.setattr(reboot.report, "refusal", said.append)
+    with pytest.raises(OperationError, match="refused"):
+        reboot._come_back("boot-1")
+    assert "did not come back within 900 s" in said[0]
