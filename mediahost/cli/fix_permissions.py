@@ -8,9 +8,6 @@ slices there is something to tell.
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +17,12 @@ import click
 from mediahost import on_host
 from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
-from mediahost.cli.inventory import ROOT, BadInput, host_data, inventory_argument, last_words
+from mediahost.cli.asking import ask_host
+from mediahost.cli.inventory import BadInput, host_data, inventory_argument
 from mediahost.config import ConfigError, Settings
 from mediahost.storage import mount_points
 from mediahost.upkeep import caches, snapraid_disks
 
-_NO_PYTHON = '{"error": "this needs python3 on the host: apt-get install python3 (Fail2Ban brings it too)"}'
-_ON_HOST = f"if command -v python3 >/dev/null; then python3 -I -; else printf '%s\\n' '{_NO_PYTHON}'; fi"
 # Long enough that connecting hardly counts, short enough that somebody waits for a sign of life.
 _SLICE = 20.0
 _SHOWN = 20
@@ -136,23 +132,10 @@ def _walked(inventory: Path, host: str, asked: dict[str, Any], quiet: bool) -> T
 
 
 def _slice(inventory: Path, host: str, asked: dict[str, Any]) -> dict[str, Any]:
-    program = on_host.program("mediahost.permissions_on_host", asked)
-    fact = ["fact", "server.Command", f"command={_ON_HOST}", f"_stdin={program}"]
-    command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), *fact, "--json", "--limit", host]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     try:
-        (said,) = json.loads(done.stdout).values()
-        told: dict[str, Any] = json.loads(said[host].splitlines()[-1])
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
-        return {"error": _reason(done.stderr, host, program)}
-    return told
-
-
-def _reason(log: str, host: str, program: str) -> str:
-    """The last that pyinfra said of the host, else the end of its log."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", log).replace(program, "…")
-    named = [line.strip() for line in plain.splitlines() if line.strip().startswith(f"[{host}]")]
-    return named[-1].removeprefix(f"[{host}]").strip() if named else last_words(plain, 3) or "could not be asked"
+        return ask_host(inventory, host, on_host.program("mediahost.permissions_on_host", asked))
+    except click.ClickException as error:
+        return {"error": error.message}
 
 
 def printable(path: str) -> str:
