@@ -28,6 +28,7 @@ from operations.vendor_key import VendorKey
 _RECORDS = f"{STATE_DIRECTORY}/plex"
 _REFUSED = f"{_RECORDS}/refused"
 _UPDATE = "apt install --allow-downgrades --allow-change-held-packages --no-install-recommends"
+_HOLD = f"apt-mark hold {PACKAGE} >/dev/null"
 
 # A big library takes minutes to open.
 _AWAITED = f"""tries=0
@@ -155,6 +156,8 @@ def version_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         f'if [ "$status" = 3 ]; then echo "Plex: somebody plays now, the update waits" >&2; exit 0; fi\n'
         '[ "$status" = 0 ] || exit "$status"\n'
         f"{apt.APT}apt update >/dev/null\n{_UPDATE} {PACKAGE} >/dev/null"
+        # apt takes the hold away together with what it allows.
+        + (f"\n{_HOLD}" if settings.plex_hold else "")
     )
     change = f"package {PACKAGE}: version {present}, wanted {settings.plex_version} (Plex restarts; nobody plays)"
     return [Step(change, command, stdin=_program({"do": "idle"}), timeout=3600)]
@@ -186,7 +189,9 @@ def installed_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     steps = [*container_steps(seen), *source_steps(settings, seen), *file_steps(settings, seen)]
     missing = apt.install_steps(artefacts.PACKAGES, seen)
     held = apt.hold_steps((PACKAGE,), settings.plex_hold, seen)
-    return steps + (missing or [*version_steps(settings, seen), *held])
+    if PACKAGE not in seen.packages and settings.plex_hold:
+        held = [Step(f"package {PACKAGE}: not held", _HOLD)]
+    return [*steps, *missing, *(() if missing else version_steps(settings, seen)), *held]
 
 
 # --- running

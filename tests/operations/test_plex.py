@@ -128,6 +128,7 @@ def test_on_a_bare_host_everything_is_planned_in_order() -> None:
         f"{artefacts.SOURCE_PATH}: missing",
         f"{artefacts.DROP_IN_PATH}: missing",
         f"package {PACKAGE}: not installed",
+        f"package {PACKAGE}: not held",
         f"{UNIT}: unit not installed",
         "Plex preference FriendlyName: unset, wanted nas",
         "Plex: nobody owns it, is bound to the account of the claim token",
@@ -192,6 +193,7 @@ def test_another_version_is_installed_while_nobody_plays() -> None:
     assert step.change.startswith(f"package {PACKAGE}: version 1.43.3.10896-cb3ebc72d, wanted 1.43.4.*")
     assert "nobody plays" in step.change
     assert "--allow-change-held-packages" in step.command
+    assert step.command.endswith(f"apt-mark hold {PACKAGE} >/dev/null")
     sound([step])
 
 
