@@ -378,7 +378,8 @@ end timezone
 # A share whose server is away holds up whoever looks at it, for ever: then nobody does.
 away=
 for share in $SHARES; do
-  timeout -s KILL 5 stat -t "$share" >/dev/null 2>&1
+  # statfs(2), because attributes of files are remembered; the dot, because the mount point alone mounts nothing
+  timeout -s KILL 5 stat -f "$share/." >/dev/null 2>&1
   # 137: it had to be killed, timeout(1)
   [ $? != 137 ] || away="$away $share"
 done
