@@ -22,6 +22,7 @@ from pyinfra.api import FactBase
 
 from mediahost import plex
 from mediahost.gpu import Card
+from mediahost.paths import below
 from mediahost.render import mounts, wall
 from mediahost.render import plex as plex_files
 from mediahost.vpn import BRIDGE, LINK, TABLE
@@ -237,6 +238,12 @@ class MountsState:
     disks: dict[str, DiskState] = field(default_factory=dict)
     bare: dict[str, BareState] = field(default_factory=dict)
     away: frozenset[str] = frozenset()
+    unreachable: frozenset[str] = frozenset()
+    """Mount points whose disk is not there or whose server does not answer, and what stands on them."""
+
+    def hides(self, path: str) -> bool:
+        """Whether what is at `path` cannot be known now."""
+        return any(below(path, at) for at in self.unreachable)
 
 
 @dataclass(frozen=True)
@@ -1187,7 +1194,11 @@ def _mounts(lines: Sequence[str], asked: Iterable[str]) -> MountsState:
             found[disk] = []
         else:
             found[disk].append(line)
-    devices = {pair.partition("=")[2] for pair in asked}
+    disks = {point: device for point, _, device in (pair.partition("=") for pair in asked)}
+    devices = set(disks.values())
+    missing = {point for point, device in disks.items() if point not in seen and device not in numbers}
+    # A pool whose disk is missing is not mounted either.
+    standing_on_it = bare.keys() - disks.keys() if missing else set()
     return MountsState(
         mounted={point: MountState(source, kind, numbers.get(source, "")) for point, (source, kind) in seen.items()},
         disks={
@@ -1196,6 +1207,7 @@ def _mounts(lines: Sequence[str], asked: Iterable[str]) -> MountsState:
         },
         bare=bare,
         away=frozenset(away),
+        unreachable=frozenset(away | missing | standing_on_it),
     )
 
 

@@ -32,6 +32,8 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
     """One command for all directories whose default ACL is another; those that are still to be made come later."""
     changes, lines = [], []
     for directory in directories:
+        if seen.mounts.hides(directory.path):
+            continue
         kind = seen.filesystems.get(directory.path)
         # One that is not there yet, or that cannot have an ACL.
         if directory.default_acl is None or kind is None or kind.lower() in WITHOUT_ACL:

@@ -17,8 +17,7 @@ from mediahost.resources import Directory
 from operations import acl
 from operations.convergence import Step, converge
 
-
-# File systems that keep neither owner nor mode: what they show comes from the options of the mount. In stat(1)'s words.
+# File systems that keep neither owner nor mode: the options of the mount say what they show. In stat(1)'s words.
 WITHOUT_OWNERS = frozenset(("cifs", "exfat", "fat", "msdos", "smb", "smb2", "vfat"))
 
 
@@ -27,6 +26,8 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
     changes, lines = [], []
     ours = {directory.path for directory in directories}
     for directory in directories:
+        if seen.mounts.hides(directory.path):
+            continue  # the stage mounts tells
         present = seen.paths.get(directory.path)
         path = shlex.quote(directory.path)
         if present is not None and present.kind not in ("directory", "link"):

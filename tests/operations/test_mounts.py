@@ -25,8 +25,9 @@ from facts.snapshot import (
     script,
 )
 from mediahost.render import mounts as render
+from mediahost.resources import Directory
 from mediahost.wanted import Wanted
-from operations import mounts
+from operations import mounts, storage
 from tests.operations.test_snapshot import RECORDED
 from tests.operations.test_steps import as_present, commands, refusal, sound, told
 from tests.unit.test_wanted import wanted
@@ -183,6 +184,12 @@ def test_an_absent_disk_is_told_by_its_name_and_mount_point_and_nothing_is_chang
     assert "/mnt/disk2: not mounted" in told(steps)
 
 
+def test_a_plan_makes_no_guess_at_what_lies_on_an_absent_disk() -> None:
+    tree = (Directory("/mnt/disk1/media", "13000", "13000", "2775"),)
+    assert storage.steps(tree, Snapshot())
+    assert storage.steps(tree, Snapshot(mounts=MountsState(unreachable=frozenset(("/mnt/disk1",))))) == []
+
+
 def test_a_disk_that_went_while_it_was_mounted_is_told() -> None:
     found = wanted(storage_disks=[DISK])
     seen = converged(found)
@@ -302,6 +309,9 @@ data in the first 16 MiB"""
     lines = [*RECORDED[:start], *body.splitlines(), *RECORDED[start:]]
     seen = parse(lines, request).mounts
     assert seen.away == {"/mnt/nas"}
+    assert seen.unreachable == {"/mnt/nas", "/mnt/disk3"}
+    assert seen.hides("/mnt/disk3/photos")
+    assert not seen.hides("/mnt/disk1")
     assert seen.mounted["/mnt/disk1"] == MountState("/dev/vdb", "ext4", "fe:10")
     assert seen.mounted["/data"] == MountState("mergerfs:/data", "fuse.mergerfs")
     assert seen.disks["/dev/disk/by-id/virtio-disk1"] == DiskState("fe:10")
