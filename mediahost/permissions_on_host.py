@@ -134,8 +134,15 @@ class Slice:
             os.close(opened)
 
     def mend(self, opened: int, path: str) -> None:
-        """A directory, which is open."""
+        """A directory, which is open. When it cannot be mended, what is in it may be all the same."""
         self.seen += 1
+        try:
+            self.change(opened, path, self.wrong_directory(opened))
+        except OSError as error:
+            self.failed(path, error)
+
+    def wrong_directory(self, opened: int) -> list[str]:
+        """What differs of a directory, in words."""
         wrong = self.wrong(os.fstat(opened))
         if self.acl is not None:
             try:
@@ -146,7 +153,7 @@ class Slice:
                 present = b"" if error.errno == errno.ENODATA else self.acl  # a file system without ACLs
             if present != self.acl:
                 wrong.append("default ACL")
-        self.change(opened, path, wrong)
+        return wrong
 
     def wanted(self, found: os.stat_result) -> int:
         """The mode that it should have."""
@@ -179,6 +186,9 @@ class Slice:
             os.fchmod(opened, self.wanted(found))
         if self.acl is not None and "default ACL" in wrong:
             os.setxattr(opened, _ACL, self.acl)
+        # SMB and some others say yes and do nothing: there the options of the mount decide.
+        if self.wrong(os.fstat(opened)):
+            raise OSError(errno.EOPNOTSUPP, "cannot be changed: this file system keeps neither owner nor mode")
 
 
 def _roots(request: dict[str, Any]) -> Iterator[str]:

@@ -188,6 +188,15 @@ def test_names_of_any_bytes_travel_there_and_back(tree: Path) -> None:
     assert "\x1b" not in shown
 
 
+def test_a_file_system_that_says_yes_and_does_nothing_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    total = walk(asked(tree))
+    assert total.differ == len(total.failures) == 10
+    assert {what for _, what in total.failures} == {
+        "cannot be changed: this file system keeps neither owner nor mode"
+    }
+
+
 def test_a_tree_that_is_too_deep_is_told_and_the_rest_is_done(tree: Path) -> None:
     deep = tree / "torrents"
     for _ in range(210):
