@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pyinfra.api.exceptions import ConnectError, OperationError
 
-from facts.snapshot import ContainerState, GpuState, Os, PackageState, PathState, Snapshot, UnitState
+from facts.snapshot import STATE_DIRECTORY, ContainerState, GpuState, Os, PackageState, PathState, Snapshot, UnitState
 from mediahost.catalog import Service, load_catalog
 from mediahost.config import read
 from mediahost.gpu import Card
@@ -588,3 +588,91 @@ def test_a_host_that_does_not_come_back_fails_with_why(no_waiting: None, monkeyp
     with pytest.raises(OperationError, match="refused"):
         reboot._come_back("boot-1")
     assert "did not come back within 900 s" in said[0]
+
+
+# --- the shell of trials, run for real
+
+
+def tried(command: str, state: Path, **programs: str) -> tuple[subprocess.CompletedProcess[str], Snapshot]:
+    """Run a step with these programs; what it noted, as the next snapshot has it."""
+    for name, text in programs.items():
+        (state / name).write_text(f"#!/bin/sh\n{text}\n")
+        (state / name).chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-eu"],
+        input=command.replace(STATE_DIRECTORY, str(state)),
+        env={"PATH": f"{state}:/usr/bin:/bin"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    record = state / "gpu/proven"
+    return done, replace(bare(INTEL), contents={gpu.PROVEN: record.read_text()} if record.exists() else {})
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome"),
+    [
+        ("printf 'iHD driver\\nVAProfileH264Main : VAEntrypointEncSlice\\n'", "ok"),
+        ("printf 'VAProfileH264Main : VAEntrypointVLD\\n'", "no VAEntrypointEncSlice"),
+        ("printf 'libva error:\\tno\\nline two\\n' >&2; exit 3", "fails: libva error: no line two"),
+    ],
+)
+def test_vainfos_word_is_noted_on_one_line(program: str, outcome: str, tmp_path: Path) -> None:
+    done, seen = tried(gpu._trial(INTEL, "Linux 6.8, 24.1"), tmp_path, vainfo=program)
+    assert done.returncode == 0, done.stderr
+    assert gpu._proven(seen) == {str(INTEL): ("Linux 6.8, 24.1", outcome)}
+    # A second trial replaces the first and leaves those of others alone.
+    other = replace(INTEL, address="0000:03:00.0", device=0x56A5)
+    tried(gpu._trial(other, "Linux 6.8, 24.1"), tmp_path, vainfo=program)
+    _, seen = tried(gpu._trial(INTEL, "Linux 6.9, 24.1"), tmp_path, vainfo=program)
+    assert gpu._proven(seen) == {
+        str(other): ("Linux 6.8, 24.1", outcome),
+        str(INTEL): ("Linux 6.9, 24.1", outcome),
+    }
+
+
+def test_nvidias_program_must_answer(tmp_path: Path) -> None:
+    fails = 'echo "NVIDIA-SMI has failed" >&2; exit 9'
+    done, seen = tried(gpu._trial(ADA, "580.95.05"), tmp_path, **{"nvidia-smi": fails})
+    assert done.returncode == 1
+    assert "nvidia-smi -L fails" in done.stderr
+    assert gpu._proven(seen) == {}
+    done, seen = tried(gpu._trial(ADA, "580.95.05"), tmp_path, **{"nvidia-smi": "echo GPU 0"})
+    assert done.returncode == 0, done.stderr
+    assert gpu._proven(seen) == {str(ADA): ("580.95.05", "ok")}
+
+
+@pytest.mark.parametrize(("program", "outcome"), [(":", "ok"), ("echo denied >&2; exit 2", "fails: denied")])
+def test_what_a_container_says_is_noted(program: str, outcome: str, tmp_path: Path) -> None:
+    seen = replace(bare(INTEL), containers=(running("sonarr", "a" * 64),))
+    (step,) = gpu.inside_steps(plan(), seen)
+    done, noted = tried(step.command, tmp_path, docker=program)
+    assert done.returncode == 0, done.stderr
+    assert gpu._proven(noted) == {"service sonarr": ("a" * 12, outcome)}
+
+
+def test_a_reboot_is_recorded_and_forgotten_with_the_distributions_flag(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def shell(steps: list[Step]) -> None:
+        command = commands(steps).replace(STATE_DIRECTORY, str(tmp_path)).replace("/run/", f"{run}/")
+        subprocess.run(["sh", "-eu"], input=command, text=True, check=True)
+
+    shell(ask(["nouveau drives the card; until 'then'"]))
+    record = (tmp_path / "reboot").read_text()
+    assert record == "boot-1\nnouveau drives the card; until 'then'\n"
+    assert ask(["nouveau drives the card; until 'then'"], record) == []
+    assert (run / "reboot-required").exists()
+    assert (run / "reboot-required.pkgs").read_text() == "mediahost\n"
+    shell(ask([], record))
+    assert list(run.iterdir()) == []
+    assert not (tmp_path / "reboot").exists()
+    # Somebody else's wish stays.
+    (run / "reboot-required").touch()
+    (run / "reboot-required.pkgs").write_text("linux-image\n")
+    shell(ask(["x"]))
+    assert (run / "reboot-required.pkgs").read_text() == "linux-image\nmediahost\n"
+    shell(ask([], "boot-1\nx\n"))
+    assert (run / "reboot-required").exists()
