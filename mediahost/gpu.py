@@ -98,13 +98,16 @@ class Facts:
 
     `secure_boot`: the firmware loads signed modules only. `image_packages`: kernel metapackages that are installed
     (linux-image-generic). `nodes`: every render node by name, with the address of its card or "" (vgem has none).
-    `by_hand`: NVIDIA's driver runs and no package brought it.
+    `by_hand`: NVIDIA's driver runs and no package brought it. `branch` is Ubuntu's branch that is installed already
+    (535-server), empty for none, `closed` whether its modules are the closed ones.
     """
 
     secure_boot: bool = False
     image_packages: tuple[str, ...] = ()
     nodes: Mapping[str, str] = field(default_factory=dict)
     by_hand: bool = False
+    branch: str = ""
+    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,8 @@ def _nvidia_driver(
             "= 'nvidia', or gpu to intel or none"
         )
         return None
-    number = settings.gpu_nvidia_branch or known
+    kept = _kept_branch(cards, release, settings, facts) if distro and release.id == "ubuntu" else ""
+    number = settings.gpu_nvidia_branch or (int(kept.partition("-")[0]) if kept else known)
     if distro and release.id == "debian" and number != known:
         refusals.append(
             f"gpu_nvidia_branch = {number}: Debian {release.codename} has {known} only; delete that line, or set "
@@ -305,7 +309,18 @@ def _nvidia_driver(
     if distro and release.id == "debian":
         return _debian_driver(number, release)
     # Open modules do not know what is older than Turing; from there on NVIDIA recommends them.
-    return _vendor_driver(number, not closed, release) if not distro else _ubuntu_driver(number, not closed, facts)
+    if not distro:
+        return _vendor_driver(number, not closed, release)
+    closed = closed or (bool(kept) and facts.closed and gpu_models.BLACKWELL not in generations)
+    return _ubuntu_driver(kept or f"{number}-server", not closed, facts)
+
+
+def _kept_branch(cards: Sequence[Card], release: Release, settings: Settings, facts: Facts) -> str:
+    """The branch that is there already and drives every card: nobody's transcodes are broken for another number."""
+    if not facts.branch or settings.gpu_nvidia_branch is not None:
+        return ""
+    number = int(facts.branch.partition("-")[0])
+    return "" if any(list(_cannot_drive(card, number, release, settings)) for card in cards) else facts.branch
 
 
 def _cannot_drive(card: Card, branch: int, release: Release, settings: Settings) -> Iterator[str]:
@@ -342,9 +357,8 @@ def _unsigned(card: Card) -> str:
     )
 
 
-def _ubuntu_driver(branch: int, open_modules: bool, facts: Facts) -> Driver:
-    """The server branch with modules that Canonical built and signed, for each kernel line that is installed."""
-    name = f"{branch}-server"
+def _ubuntu_driver(name: str, open_modules: bool, facts: Facts) -> Driver:
+    """The branch `name` with modules that Canonical built and signed, for each kernel line that is installed."""
     kind = f"{name}-open" if open_modules else name
     flavours = sorted({_flavour(image) for image in facts.image_packages}) or ["generic"]
     return Driver(

@@ -39,6 +39,7 @@ _GROUPS = ("render", "video")
 # Ubuntu's kernel metapackages: linux-image-generic, linux-image-generic-hwe-24.04, linux-image-virtual.
 _IMAGES = "linux-image-*"
 _NVIDIA = "*nvidia*"
+_UTILS = re.compile(r"nvidia-utils-(\d+(?:-server)?)")
 # One of these is there wherever a package brought the driver.
 _DRIVER_PACKAGES = ("linux-modules-nvidia-", "nvidia-kernel-", "nvidia-dkms-", "nvidia-driver", "nvidia-headless-")
 _VA = ("intel-media-va-driver-non-free", "i965-va-driver-shaders", "mesa-va-drivers")
@@ -79,7 +80,12 @@ def release(seen: Snapshot) -> Release:
 
 def decision(settings: Settings, seen: Snapshot, asking: Mapping[str, Use] | None = None) -> Decision:
     """What is decided for the host as it is; `asking` as in `mediahost.gpu.decide`."""
+    branch = next((found[1] for found in map(_UTILS.fullmatch, sorted(seen.packages)) if found), "")
     facts = Facts(
+        branch=branch,
+        closed=any(
+            f"nvidia-{part}-{branch}" in seen.packages for part in ("headless-no-dkms", "dkms", "kernel-source")
+        ),
         secure_boot=seen.gpu.secure_boot,
         image_packages=tuple(
             name
@@ -272,7 +278,7 @@ def package_steps(decided: Decision, seen: Snapshot) -> list[Step]:
 def _branch_steps(decided: Decision, seen: Snapshot) -> list[Step]:
     """Ubuntu's own word on whether the branch drives the cards, before its driver is installed for the first time."""
     driver = decided.driver
-    if driver is None or driver.dkms or all(name in seen.packages for name in driver.userland):
+    if driver is None or driver.dkms or f"nvidia-utils-{driver.branch}" in seen.packages:
         return []
     name = f"nvidia-driver-{driver.branch}{'-open' if driver.open_modules else ''}"
     told = f"ubuntu-drivers does not offer {name} for this host's cards, but:"

@@ -227,6 +227,23 @@ def test_a_branch_of_the_users_own_is_taken_where_the_release_has_it(tmp_path: P
     assert unknown.refusals == ()
 
 
+def test_a_branch_that_is_installed_and_drives_the_cards_is_kept(tmp_path: Path) -> None:
+    there = replace(FACTS, branch="550", closed=True)
+    kept = decided("nvidia-ada", tmp_path / "a", facts=there).driver
+    assert kept is not None
+    assert (kept.branch, kept.open_modules) == ("550", False)
+    assert kept.modules == ("linux-modules-nvidia-550-generic",)
+    too_old = decided("nvidia-blackwell", tmp_path / "b", facts=there).driver
+    assert too_old is not None
+    assert (too_old.branch, too_old.open_modules) == ("580-server", True)
+    asked = decided("nvidia-ada", tmp_path / "c", facts=there, gpu_nvidia_branch=580).driver
+    assert asked is not None
+    assert asked.branch == "580-server"
+    # What a run of ours has installed is kept as it is.
+    again = decided("nvidia-ada", tmp_path / "d", facts=replace(FACTS, branch="580-server")).driver
+    assert again == decided("nvidia-ada", tmp_path / "e").driver
+
+
 def test_a_driver_that_somebody_installed_by_hand_is_left_alone(tmp_path: Path) -> None:
     found = decided("nvidia-ada", tmp_path, facts=replace(FACTS, by_hand=True))
     assert (found.driver, found.nvidia, found.refusals) == (None, True, ())
