@@ -89,7 +89,8 @@ def mount_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     found: list[Step] = []
     for cache, directory in zip(caches(settings), wanted.directories(settings), strict=True):
         found += units.unread_steps(wanted.unit(cache), wanted.mount_unit_path(wanted.unit(cache)), seen)
-        mounting = units.steps(wanted.unit(cache), seen, interrupts=_INTERRUPTS)
+        restart = units.restarted(wanted.unit(cache), wanted.image_unit(cache.name))
+        mounting = units.steps(wanted.unit(cache), seen, restart, _INTERRUPTS)
         found += mounting
         if not mounting:
             found += storage.steps((directory,), seen)

@@ -66,6 +66,18 @@ def unread_steps(unit: str, path: str, seen: Snapshot) -> list[Step]:
     return [Step(f"{unit}: systemd has not read it", RELOAD)]
 
 
+def restarted(unit: str, words_of: str = "") -> str:
+    """Shell that restarts a unit and, when that fails, says why: what its own program said last.
+
+    `words_of` is the unit whose program does the work, where it is another one.
+    """
+    said = shlex.quote(f"_SYSTEMD_UNIT={words_of or unit}")
+    return (
+        f"systemctl restart {shlex.quote(unit)} || "
+        f"{{ journalctl -q --no-pager -o cat -n 3 {said} >&2 || true; exit 1; }}"
+    )
+
+
 def stopped(unit: str) -> str:
     """Shell that stops and disables a unit, where there is one."""
     name = shlex.quote(unit)

@@ -55,7 +55,7 @@ def concern_steps(concern: Concern, seen: Snapshot) -> list[Step]:
     found += written
     for unit in concern.units:
         found += units.unread_steps(unit, f"{UNITS}/{unit}", seen)
-        found += units.steps(unit, seen, interrupts=concern.interrupts)
+        found += units.steps(unit, seen, units.restarted(unit), concern.interrupts)
     return found
 
 
@@ -76,7 +76,7 @@ def swap_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     if settings.swap == "none" or state is None or state.active != "active" or swap.UNIT in seen.pending:
         return []
     wrong = swap.missing(settings, seen.contents.get(SWAPS, ""), seen.contents.get(swap.DEVICE_RECORD, ""))
-    return [Step(f"swap: {wrong}", f"systemctl restart {swap.UNIT}")] if wrong else []
+    return [Step(f"swap: {wrong}", units.restarted(swap.UNIT))] if wrong else []
 
 
 def trim_steps(settings: Settings, seen: Snapshot) -> list[Step]:
