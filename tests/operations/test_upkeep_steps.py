@@ -19,6 +19,7 @@ from mediahost.render import smart, snapraid, swap
 from mediahost.render.tree import shared_acl
 from mediahost.resources import Directory
 from operations import acl, caches, manifest, storage, upkeep
+from tests.operations.test_snapshot import look
 from tests.operations.test_steps import INSTALLED, RUNNING, as_present, commands, sound, told
 from tests.unit.test_upkeep import ARRAY, TABLE
 
@@ -379,6 +380,23 @@ def test_the_command_sets_it_for_real_and_others_umask_does_not_count_any_more(t
     subprocess.run(["sh", "-c", f"umask 077; mkdir {path}/d; : >{path}/d/f"], check=True)
     assert f"{(path / 'd/f').stat().st_mode & 0o777:o}" == "664"
     assert f"{(path / 'd').stat().st_mode & 0o7777:o}" == "2775"
+
+
+@pytest.mark.skipif(
+    not Path("/usr/bin/getfacl").exists() or shutil.which("dpkg") is None, reason="getfacl is not installed here"
+)
+def test_the_snapshot_reads_what_the_command_has_set_and_then_nothing_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "media"
+    path.mkdir()
+    path.chmod(0o2775)
+    mine = replace(MEDIA, path=str(path), owner=str(os.getuid()), group=str(os.getgid()))
+    off = replace(mine, default_acl="")
+    for wanted, rounds in ((mine, 1), (mine, 0), (off, 1), (off, 0)):
+        seen = look(acls=[str(path)], paths=[str(path)])
+        steps = acl.steps([wanted], seen)
+        assert len(steps) == rounds
+        for step in steps:
+            subprocess.run(["sh", "-euc", step.command], check=True)
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("smb2", 0), ("exfat", 0), ("ext2/ext3", 1), ("nfs", 1)])
