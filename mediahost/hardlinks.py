@@ -143,6 +143,12 @@ def _explained(settings: Settings, failure: Failure) -> str:
             f"hardlinks: the layout split cannot have them: {settings.downloads_root} and {settings.media_root} are "
             f"two mounts, {copies}. layout = trash, with downloads and media on one disk or pool, makes links"
         )
+    for pool in settings.storage_pools:
+        if failure.crosses and pool.policy.startswith("ep") and below(source, pool.at) and below(target, pool.at):
+            return (
+                f"hardlinks: the pool {pool.at} refuses links from {source} to {target}: its policy {pool.policy} keeps "
+                f"to branches that have the directory, {copies}. Choose the policy pfrd"
+            )
     if failure.crosses:
         return (
             f"hardlinks: {source} and {target} are on two file systems or mounts, {copies}. Put both on one disk or "

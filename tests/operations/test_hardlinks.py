@@ -122,6 +122,16 @@ CROSS = "Invalid cross-device link"
             CROSS,
             ("the layout split cannot have them", "/ssd/dl and /hdd/media", "imports are copies", "layout = trash"),
         ),
+        (
+            {
+                "storage_pools": [{"at": "/data", "branches": ["/mnt/d1", "/mnt/d2"], "policy": "epmfs"}],
+                "storage_disks": [
+                    {"device": f"/dev/disk/by-id/{name}", "at": f"/mnt/{name}"} for name in ("d1", "d2")
+                ],
+            },
+            CROSS,
+            ("the pool /data refuses links", "its policy epmfs", "imports are copies", "Choose the policy pfrd"),
+        ),
         ({"data_root": "/tank"}, CROSS, ("/tank/torrents and /tank/media/tv", "two file systems", "storage_pools")),
         ({}, f"{CROSS} (os error 18)", ("two file systems",)),
         ({}, "Operation not supported", ("the file system of /data/media/tv has none", "SMB", "imports are copies")),
