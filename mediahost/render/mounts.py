@@ -28,8 +28,8 @@ SENTINEL_PATH = f"{UNIT_DIRECTORY}/{SENTINEL_TEMPLATE}"
 WATCH_PATH = f"{UNIT_DIRECTORY}/{WATCH_UNIT}"
 DOCKER_PATH = f"{UNIT_DIRECTORY}/docker.service.d/60-mediahost-mounts.conf"
 TABLE_PATH = "/etc/mediahost/mounts"
-"""Mount point, unit, device or -, mount points it needs with commas between: what is mounted, for the script and for
-a later run."""
+"""Mount point, unit, its device ("share" for another machine's, - for a pool), mount points it needs with commas
+between: what is mounted, for the script and for a later run."""
 PATHS = (SCRIPT_PATH, BARE_PATH, SENTINEL_PATH, WATCH_PATH, DOCKER_PATH, TABLE_PATH)
 """What is there whenever anything is mounted; the units of single mounts come beside it."""
 
@@ -348,12 +348,15 @@ def _docker(mounts: Iterable[Mount], settings: Settings) -> str:
 
 
 def _table(mounts: Iterable[Mount]) -> File:
-    rows = (f"{mount.at} {mount.unit} {mount.device or '-'} {','.join(mount.needs) or '-'}" for mount in mounts)
+    rows = []
+    for mount in mounts:
+        device = "share" if mount.network else mount.device or "-"
+        rows.append(f"{mount.at} {mount.unit} {device} {','.join(mount.needs) or '-'}")
     return text_file(TABLE_PATH, *rows)
 
 
 def standing(table: str) -> tuple[tuple[str, str, str], ...]:
-    """Mount point, unit and device ("-" for none) of every mount that `table`, the text of TABLE_PATH, tells of."""
+    """Mount point, unit and device of every mount that `table`, the text of TABLE_PATH, tells of."""
     rows = (line.split(" ") for line in table.splitlines() if line.startswith("/"))
     return tuple((row[0], row[1], row[2]) for row in rows if len(row) == 4)
 
@@ -487,6 +490,10 @@ all_here() { # are all of these mount points, with commas between, mounted?
   done
 }
 
+idle() { # has systemd nothing to do about this unit, now or next?
+  [ -z "$(systemctl show -p Job --value "$1")" ]
+}
+
 look() {
   while read -r at unit device needs <&3; do
     [ "$at" != '#' ] || continue
@@ -505,16 +512,17 @@ look() {
           ;;
       esac
       if [ ! -e "$SENTINELS$at/here" ]; then
+        # Not while it is being unmounted: this would call that off.
+        idle "$unit" && idle "mediahost-mounted@${unit%.mount}.service" || continue
         systemctl --no-block restart "mediahost-mounted@${unit%.mount}.service"
       elif [ -n "$first" ] || [ -n "$(ls -A "$HELD" 2>/dev/null)" ]; then
         let_go "$at"
       fi
     else
       [ ! -e "$SENTINELS$at/here" ] || { rm -f "$SENTINELS$at/here"; hold "$at"; }
-      case $device in -) ;; *) [ -e "$device" ] || continue ;; esac
-      all_here "$needs" || continue
-      # What somebody disabled he wants away.
-      [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ] || continue
+      all_here "$needs" && [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ] || continue
+      # A disk that comes mounts itself, and a pool follows it. One that was unmounted in order is about to be pulled.
+      [ "$device" = share ] || systemctl -q is-failed "$unit" || continue
       systemctl --no-block start "$unit"
     fi
   done 3<"$TABLE"

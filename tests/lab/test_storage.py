@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -309,9 +310,14 @@ def test_who_was_stopped_by_a_person_stays_stopped_when_the_disk_comes_back(stor
     assert store.container("radarr") == "exited"
 
 
-def test_a_mount_taken_away_by_hand_stops_its_users_and_comes_back(store: Store) -> None:
-    store.root("umount -l /data")
-    # The watch mounts it again within half a minute; in between nobody writes on the root disk.
+def test_a_disk_that_is_unmounted_in_order_takes_its_users_down_and_stays_away_until_a_run(store: Store) -> None:
+    store.root("systemctl stop mnt-disk1.mount")
+    assert store.rests(USES_DATA, limit=5)
+    time.sleep(40)  # the watch has looked meanwhile
+    store.cannot_be_written("/data")
+    store.cannot_be_written("/mnt/disk1")
+    assert any("/mnt/disk1: not mounted" in change for change in store.changes())
+    store.home.apply()
     store.heals()
     assert store.root("journalctl -b -u 'mediahost-mounted@data' --no-pager | grep -c 'is stopped until'") != "0"
 

@@ -44,6 +44,8 @@ case "$*" in
   is-system-running) cat "$STATE/system" ;;
   "is-enabled "*) echo enabled ;;
   "show -p RequiredBy "*) cat "$STATE/required_by" 2>/dev/null ;;
+  "show -p Job "*) cat "$STATE/job" 2>/dev/null ;;
+  "-q is-failed "*) grep -qxF "$3" "$STATE/failed" 2>/dev/null ;;
   "-q is-active docker.service") [ ! -e "$STATE/engine-stopped" ] ;;
   "-q is-active "*) false ;;
 esac
@@ -123,7 +125,9 @@ def host(tmp_path: Path) -> Host:
         text = text.replace(path, f"{tmp_path}/{name}")
     # Nothing is chowned in a user namespace.
     (tmp_path / "guard").write_text(text.replace("chown root:root", "true"))
-    (tmp_path / "table").write_text(f"# ours\n{made.a} a.mount {tmp_path}/device -\n{made.b} b.mount - {made.a}\n")
+    (tmp_path / "table").write_text(
+        f"# ours\n{made.a} a.mount {tmp_path}/device -\n{made.b} b.mount share {made.a}\n"
+    )
     (tmp_path / "system").write_text("running\n")
     for name in ("bin", "containers", "a", "b"):
         (tmp_path / name).mkdir()
@@ -191,15 +195,24 @@ def test_without_a_running_engine_the_sentinel_is_there_all_the_same(host: Host)
     assert host.state("sonarr") == "exited"
 
 
-def test_the_watch_tries_what_is_absent_again_as_soon_as_what_it_stands_on_is_there(host: Host) -> None:
+def test_the_watch_tries_a_share_again_as_soon_as_what_it_stands_on_is_there(host: Host) -> None:
     log = host.run("guard watch")
-    assert "systemctl --no-block start" not in log
-    (host.root / "device").touch()
-    log = host.run("guard watch")
-    assert "systemctl --no-block start a.mount" in log
-    assert "systemctl --no-block start b.mount" not in log
+    assert "--no-block start" not in log
     log = host.run(f"mount -t tmpfs none {host.a}", "guard watch")
     assert "systemctl --no-block start b.mount" in log
+
+
+def test_the_watch_tries_a_disk_again_that_failed_but_not_one_that_somebody_unmounted_to_pull_it(host: Host) -> None:
+    assert "start a.mount" not in host.run("guard watch")
+    (host.root / "failed").write_text("a.mount\n")
+    assert "systemctl --no-block start a.mount" in host.run("guard watch")
+
+
+def test_the_watch_does_not_call_off_an_unmount_that_waits_for_containers_to_stop(host: Host) -> None:
+    mounted = f"mount -t tmpfs none {host.a}"
+    assert "restart mediahost-mounted@a.service" in host.run(mounted, "guard watch")
+    (host.root / "job").write_text("17\n")
+    assert "restart mediahost-mounted@a.service" not in host.run(mounted, "guard watch")
 
 
 def test_the_watch_starts_who_is_held_back_although_the_mount_is_there(host: Host) -> None:

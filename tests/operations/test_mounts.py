@@ -77,7 +77,7 @@ def without(seen: Snapshot, at: str, found: tuple[str, ...] | None = (), immutab
     mounted = {point: mount for point, mount in state.mounted.items() if point != at}
     disks = dict(state.disks)
     device = next((disk for row, _, disk in render.standing(seen.contents[render.TABLE_PATH]) if row == at), "-")
-    if device != "-":
+    if device not in ("-", "share"):
         disks.pop(device)
         if found is not None:
             disks[device] = DiskState("fe:90", found)

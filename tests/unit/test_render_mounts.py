@@ -149,6 +149,7 @@ def test_the_table_tells_a_later_run_what_was_mounted() -> None:
     rows = mounts.standing(text(mounts.TABLE_PATH, everything()))
     assert ("/data", "data.mount", "-") in rows
     assert ("/mnt/my-disk", r"mnt-my\x2ddisk.mount", "/dev/disk/by-id/ata-WDC_WD-1") in rows
+    assert ("/mnt/nas", "mnt-nas.mount", "share") in rows
     assert len(rows) == 5
 
 
