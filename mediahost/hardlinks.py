@@ -146,8 +146,8 @@ def _explained(settings: Settings, failure: Failure) -> str:
     for pool in settings.storage_pools:
         if failure.crosses and pool.policy.startswith("ep") and below(source, pool.at) and below(target, pool.at):
             return (
-                f"hardlinks: the pool {pool.at} refuses links from {source} to {target}: its policy {pool.policy} keeps "
-                f"to branches that have the directory, {copies}. Choose the policy pfrd"
+                f"hardlinks: the pool {pool.at} refuses links from {source} to {target}: its policy {pool.policy} "
+                f"keeps to branches that have the directory, {copies}. Choose the policy pfrd"
             )
     if failure.crosses:
         return (
