@@ -99,7 +99,8 @@ class Facts:
     `secure_boot`: the firmware loads signed modules only. `image_packages`: kernel metapackages that are installed
     (linux-image-generic). `nodes`: every render node by name, with the address of its card or "" (vgem has none).
     `by_hand`: NVIDIA's driver runs and no package brought it. `branch` is Ubuntu's branch that is installed already
-    (535-server), empty for none, `closed` whether its modules are the closed ones.
+    (535-server), empty for none, `closed` whether its modules are the closed ones. `mesa` is the installed version of
+    mesa-libgallium as numbers, empty for none.
     """
 
     secure_boot: bool = False
@@ -108,6 +109,7 @@ class Facts:
     by_hand: bool = False
     branch: str = ""
     closed: bool = False
+    mesa: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def decide(
             needs = need(mine, release, refusals, notices)
             packages |= set(needs[0])
             components |= set(needs[1])
+    if "mesa-va-drivers" in packages and (release.codename == "resolute" or facts.mesa >= _MESA_MERGED):
+        packages = packages - {"mesa-va-drivers"} | {"mesa-libgallium"}
     mine = [card for card in wanted if card.maker == "nvidia"]
     driver = None
     if mine and not facts.by_hand:
@@ -254,6 +258,10 @@ def _newer_kernel(release: Release) -> str:
     if release.id == "ubuntu":
         return "Install linux-generic-hwe and reboot, or use a newer Ubuntu"
     return f"Install linux-image-{release.architecture} from {release.codename}-backports and reboot"
+
+
+# From here on it has the VA-API drivers (changelog of Debian's mesa 25.3.2-1).
+_MESA_MERGED = (25, 3, 2)
 
 
 def _amd(cards: Sequence[Card], release: Release, refusals: list[str], notices: list[str]) -> _Needs:

@@ -42,7 +42,7 @@ _NVIDIA = "*nvidia*"
 _UTILS = re.compile(r"nvidia-utils-(\d+(?:-server)?)")
 # One of these is there wherever a package brought the driver.
 _DRIVER_PACKAGES = ("linux-modules-nvidia-", "nvidia-kernel-", "nvidia-dkms-", "nvidia-driver", "nvidia-headless-")
-_VA = ("intel-media-va-driver-non-free", "i965-va-driver-shaders", "mesa-va-drivers")
+_VA = ("intel-media-va-driver-non-free", "i965-va-driver-shaders", "mesa-va-drivers", "mesa-libgallium")
 
 
 def request(settings: Settings) -> Request:
@@ -81,7 +81,9 @@ def release(seen: Snapshot) -> Release:
 def decision(settings: Settings, seen: Snapshot, asking: Mapping[str, Use] | None = None) -> Decision:
     """What is decided for the host as it is; `asking` as in `mediahost.gpu.decide`."""
     branch = next((found[1] for found in map(_UTILS.fullmatch, sorted(seen.packages)) if found), "")
+    mesa = seen.packages.get("mesa-libgallium")
     facts = Facts(
+        mesa=tuple(int(number) for number in re.findall(r"\d+", mesa.version)[:3]) if mesa else (),
         branch=branch,
         closed=any(
             f"nvidia-{part}-{branch}" in seen.packages for part in ("headless-no-dkms", "dkms", "kernel-source")

@@ -63,6 +63,7 @@ def in_short(found: Decision) -> str:
         "i965-va-driver-shaders": "i965",
         "intel-opencl-icd": "opencl",
         "mesa-va-drivers": "mesa",
+        "mesa-libgallium": "gallium",
     }
     words = [short for name, short in names.items() if name in found.packages]
     if found.driver:
@@ -76,7 +77,7 @@ EVERYWHERE = dict.fromkeys(RELEASES, "nothing")
 IHD = {"22.04": "iHD opencl", "24.04": "iHD opencl", "26.04": "iHD opencl", "12": "iHD opencl", "13": "iHD"}
 # OpenCL on 26.04 begins with Gen 12.
 OLDER_IHD = {**IHD, "26.04": "iHD"}
-MESA = dict.fromkeys(RELEASES, "mesa")
+MESA = {**dict.fromkeys(RELEASES, "mesa"), "26.04": "gallium"}
 CLOSED = {"22.04": "580-server", "24.04": "580-server", "26.04": "580-server", "12": "535", "13": "550"}
 OPEN = {**CLOSED, "22.04": "580-server open", "24.04": "580-server open", "26.04": "580-server open"}
 BLACKWELL = {**OPEN, "12": "refused: needs branch", "13": "refused: needs branch"}
@@ -98,7 +99,7 @@ DECISIONS: dict[str, dict[str, str]] = {
     "intel-skylake": OLDER_IHD,
     "intel-tiger-lake": IHD,
     "mixed-amd-arc": {
-        **{release: f"{words} mesa" for release, words in IHD.items()},
+        **{release: f"{words} {MESA[release]}" for release, words in IHD.items()},
         "22.04": TOO_NEW,
         "12": TOO_NEW,
     },
@@ -172,6 +173,14 @@ def test_intel_gets_firmware_driver_and_the_program_that_checks_it(tmp_path: Pat
         assert {name, "vainfo", "intel-media-va-driver-non-free"} <= set(found.packages)
         assert ("non-free" in found.components) == (RELEASES[release].id == "debian")
         assert ("multiverse" in found.components) == (RELEASES[release].id == "ubuntu")
+
+
+def test_a_newer_mesa_has_the_driver_in_another_package(tmp_path: Path) -> None:
+    """Ubuntu's hardware enablement brings newer ones to older releases."""
+    versions = {(25, 2, 8): "mesa-va-drivers", (25, 3, 2): "mesa-libgallium", (26, 0, 1): "mesa-libgallium"}
+    for version, name in versions.items():
+        found = decided("amd-apu", tmp_path / str(version[1]), facts=replace(FACTS, mesa=version)).packages
+        assert [each for each in found if each.startswith("mesa")] == [name]
 
 
 def test_ubuntu_gets_signed_modules_for_each_kernel_line_and_no_desktop(tmp_path: Path) -> None:
