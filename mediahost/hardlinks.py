@@ -93,15 +93,20 @@ def _writes(service: StackService, path: str, on_host: str) -> bool:
     )
 
 
-def digest(wanted: Trial, settings: Settings, definitions: Iterable[str], mounts: str) -> str:
-    """What the outcome of a trial depends on: containers' definitions and, of the host's `mounts`, the media's.
+def digest(wanted: Trial, settings: Settings, stack: Stack, mounts: str) -> str:
+    """What the outcome of a trial depends on: what the containers mount and, of the host's `mounts`, the media's.
 
     `mounts` is the text of /proc/mounts.
     """
+    inside = {
+        service.name: [(mount.source, mount.target, mount.read_only) for mount in service.mounts]
+        for service in stack.services
+        if service.name in wanted.services
+    }
     roots = {source for views in media_views(settings).values() for source, _ in views}
     content = {
         "trial": [wanted.services, wanted.sources, wanted.targets, wanted.uid, wanted.gid],
-        "definitions": sorted(definitions),
+        "inside": inside,
         "shares": [share.model_dump() for share in settings.storage_shares],
         "mounts": _mounts(roots, mounts),
     }

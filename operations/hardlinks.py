@@ -76,13 +76,12 @@ def steps(wanted: Wanted, seen: Snapshot, again: bool = False) -> list[Step]:
     trial = hardlinks.trial(settings, wanted.stack)
     if not trial.services:
         return []
-    definitions = [each.digest for each in wanted.containers if each.service in trial.services]
-    digest = hardlinks.digest(trial, settings, definitions, seen.contents.get(MOUNTS, ""))
+    digest = hardlinks.digest(trial, settings, wanted.stack, seen.contents.get(MOUNTS, ""))
     tried, failures = hardlinks.read(seen.contents.get(hardlinks.RECORD_PATH, ""))
     if tried == digest and not (again and any(failure.passing for failure in failures)):
         return []
     what = "hardlinks from downloads to media: " + (
-        "could not be proven, are tried again" if tried == digest else "not tried yet with these mounts and services"
+        "could not be proven, are tried again" if tried == digest else "not tried yet with these mounts"
     )
     words = {
         "RECORD": hardlinks.RECORD_PATH,

@@ -37,8 +37,7 @@ def plan(**data: Any) -> Wanted:
 def record(wanted: Wanted, mounts: str = MOUNTS, *failures: tuple[str, str, str, str]) -> Snapshot:
     """A host on which the trial was made."""
     trial = domain.trial(wanted.settings, wanted.stack)
-    definitions = [each.digest for each in wanted.containers if each.service in trial.services]
-    digest = domain.digest(trial, wanted.settings, definitions, mounts)
+    digest = domain.digest(trial, wanted.settings, wanted.stack, mounts)
     lines = [digest, *("\t".join(failure) for failure in failures)]
     return Snapshot(contents={hardlinks.MOUNTS: mounts, domain.RECORD_PATH: "\n".join(lines) + "\n"})
 
@@ -58,7 +57,7 @@ def test_who_imports_is_who_has_both_downloads_and_media() -> None:
 def test_it_is_tried_once_and_then_a_run_costs_no_exec_more() -> None:
     wanted = plan()
     (step,) = hardlinks.steps(wanted, Snapshot())
-    assert step.change == "hardlinks from downloads to media: not tried yet with these mounts and services"
+    assert step.change == "hardlinks from downloads to media: not tried yet with these mounts"
     sound([step])
     assert hardlinks.steps(wanted, record(wanted)) == []
     assert hardlinks.notices(wanted, record(wanted)) == []
@@ -86,10 +85,18 @@ def test_it_is_tried_again_when_the_medias_mounts_change_and_for_no_other_mount(
 
 
 @pytest.mark.parametrize(
-    "data", [{"layout": "split"}, {"media_gid": 14000}, {"media_libraries": ["films"]}, {"timezone": "Europe/Berlin"}]
+    ("data", "again"),
+    [
+        ({"layout": "split"}, True),
+        ({"media_gid": 14000}, True),
+        ({"media_libraries": ["films"]}, True),
+        ({"services_disabled": ["radarr"]}, True),
+        ({"stack_root": "/srv/stack"}, True),
+        ({"timezone": "Europe/Berlin"}, False),
+    ],
 )
-def test_it_is_tried_again_when_the_containers_change(data: dict[str, Any]) -> None:
-    assert hardlinks.steps(plan(**data), record(plan()))
+def test_it_is_tried_again_when_what_the_containers_mount_changes(data: dict[str, Any], again: bool) -> None:
+    assert bool(hardlinks.steps(plan(**data), record(plan()))) == again
 
 
 def test_without_a_service_that_imports_there_is_nothing_to_prove() -> None:
