@@ -8,7 +8,7 @@ configuration is not unmounted: its unit and its guard go, its data stay where t
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pyinfra.api import deploy, operation
 
@@ -197,10 +197,11 @@ def prepare_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 def mount_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """Everything mounted where it belongs, also after the next boot, with its sentinel."""
-    return [step for mount in wanted.mounts for step in _mount_step(mount, seen)]
+    points = tuple(mount.at for mount in wanted.mounts)
+    return [step for mount in wanted.mounts for step in _mount_step(mount, points, seen)]
 
 
-def _mount_step(mount: Mount, seen: Snapshot) -> list[Step]:
+def _mount_step(mount: Mount, points: Sequence[str], seen: Snapshot) -> list[Step]:
     state = seen.units.get(mount.unit)
     mounted = mount.at in seen.mounts.mounted
     told = []
@@ -224,16 +225,23 @@ def _mount_step(mount: Mount, seen: Snapshot) -> list[Step]:
     if not told:
         return []
     anew = mounted and (mount.unit in seen.pending or "not mounted on first use" in told)
-    return [Step(f"{mount.at}: {', '.join(told)}", _mount_command(mount, anew), timeout=1800)]
+    return [Step(f"{mount.at}: {', '.join(told)}", _mount_command(mount, points, anew), timeout=1800)]
 
 
-def _mount_command(mount: Mount, anew: bool) -> str:
+def _mount_command(mount: Mount, points: Sequence[str], anew: bool) -> str:
     at, unit = shlex.quote(mount.at), shlex.quote(mount.unit)
     automount = "".join(f" {shlex.quote(name)}" for name in _automount(mount))
     lines = [
         units.RELOAD,
-        # Directories of an earlier tree: nothing but directories, or this stage had refused.
-        f"if [ -d {at} ] && ! mountpoint -q {at}; then find {at} -xdev -mindepth 1 -depth -type d -empty -delete; fi",
+        # Directories of an earlier tree: nothing but directories, or this stage had refused. Of all mount points,
+        # because the line after next makes them all immutable.
+        f"""for at in {" ".join(map(shlex.quote, points))}; do
+  if [ ! -d "$at" ] || mountpoint -q "$at"; then continue; fi
+  case $(lsattr -d "$at" 2>/dev/null) in
+    ????i*) ;;
+    *) find "$at" -xdev -mindepth 1 -depth -type d -empty -delete ;;
+  esac
+done""",
         f"systemctl -q start {render.BARE_UNIT}",
         f"{render.SCRIPT_PATH} bare",
         f"systemctl -q reenable {unit}{automount}",

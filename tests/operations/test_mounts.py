@@ -242,6 +242,18 @@ def test_a_mount_point_that_can_be_written_in_is_mended() -> None:
     assert f"{render.SCRIPT_PATH} bare" in step.command
 
 
+def test_what_an_earlier_tree_left_is_cleared_from_every_mount_point_before_the_first_becomes_immutable() -> None:
+    found = wanted(**EVERYTHING)
+    seen = converged(found)
+    for mount in found.mounts:
+        seen = without(seen, mount.at, immutable=False)
+    first = mounts.mount_steps(found, seen)[0].command
+    cleared = first[: first.index(f"systemctl -q start {render.BARE_UNIT}")]
+    assert "-empty -delete" in cleared
+    assert all(mount.at in cleared for mount in found.mounts)
+    sound(mounts.mount_steps(found, seen))
+
+
 def test_a_mount_without_its_guard_is_mended() -> None:
     found = wanted(storage_disks=[DISK])
     seen = converged(found)
