@@ -186,6 +186,7 @@ def decide(
             needs = need(mine, release, refusals, notices)
             packages |= set(needs[0])
             components |= set(needs[1])
+            refusals.extend(_without_graphics(mine, release, facts))
     if "mesa-va-drivers" in packages and (release.codename == "resolute" or facts.mesa >= _MESA_MERGED):
         packages = packages - {"mesa-va-drivers"} | {"mesa-libgallium"}
     mine = [card for card in wanted if card.maker == "nvidia"]
@@ -254,9 +255,28 @@ def _has_opencl(release: Release, media: int) -> bool:
     return media >= (12 if release.codename == "resolute" else 8)
 
 
+def _without_graphics(cards: Sequence[Card], release: Release, facts: Facts) -> Iterator[str]:
+    """Why a kernel made for virtual machines drives no card, and which one does."""
+    if all(card.driver for card in cards):
+        return
+    (card, *_) = [card for card in cards if not card.driver]
+    if release.id == "debian" and "cloud" in release.kernel:
+        yield (
+            f"{card}: the kernel that runs ({release.kernel}) has no graphics drivers. Install "
+            f"linux-image-{release.architecture}, remove linux-image-cloud-{release.architecture} and reboot, or set "
+            "gpu = none"
+        )
+    lines = [image for image in facts.image_packages if image.startswith("linux-image-")]
+    if release.id == "ubuntu" and lines and all("virtual" in image or "kvm" in image for image in lines):
+        yield (
+            f"{card}: the kernel that runs ({', '.join(lines)}) comes without graphics drivers. Install linux-generic "
+            "and reboot, or set gpu = none"
+        )
+
+
 def _newer_kernel(release: Release) -> str:
     if release.id == "ubuntu":
-        return "Install linux-generic-hwe and reboot, or use a newer Ubuntu"
+        return f"Install linux-generic-hwe-{release.version} and reboot, or use a newer Ubuntu"
     return f"Install linux-image-{release.architecture} from {release.codename}-backports and reboot"
 
 

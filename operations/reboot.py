@@ -27,6 +27,7 @@ RECORD = f"{STATE_DIRECTORY}/reboot"
 
 VARIABLE = "MEDIAHOST_REBOOT"
 _BOOT_ID = "kernel.random.boot_id"
+_STARTED = ("systemctl", "is-system-running", "--wait")
 _BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
 # Read by unattended-upgrades and by whoever logs in (update-notifier's README).
 _REQUIRED = "/run/reboot-required"
@@ -136,6 +137,8 @@ def _come_back(boot: str) -> None:
             host.connect(show_errors=False, raise_exceptions=True)
             worked, output = host.run_shell_command(StringCommand("cat", _BOOT_ID_PATH), _timeout=20)
             if worked and output.stdout.strip() != boot:
+                # What starts still is not missing; a machine that is "degraded" has started as well.
+                host.run_shell_command(StringCommand("timeout", "300", *_STARTED), _timeout=320)
                 logger.info(f"{host.print_prefix}has booted")
                 return
         except (ConnectError, PyinfraError, OSError, EOFError, TimeoutError) as error:

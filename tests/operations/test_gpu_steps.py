@@ -550,6 +550,7 @@ class Booting:
     def __init__(self, answers: list[str | None]) -> None:
         self.answers = answers
         self.connector_data: dict[str, Any] = {}
+        self.waited = False
 
     def disconnect(self) -> None:
         pass
@@ -559,7 +560,10 @@ class Booting:
             self.answers.pop(0)
             raise ConnectError("refused")
 
-    def run_shell_command(self, _command: Any, **_options: Any) -> tuple[bool, Any]:
+    def run_shell_command(self, command: Any, **_options: Any) -> tuple[bool, Any]:
+        if "is-system-running" in str(command):
+            self.waited = True
+            return False, SimpleNamespace(stdout="degraded")
         return True, SimpleNamespace(stdout=self.answers.pop(0))
 
 
@@ -579,6 +583,7 @@ def test_a_run_goes_on_when_the_host_has_booted_anew_and_not_before(
     monkeypatch.setattr(reboot, "host", host)
     reboot._come_back("boot-1")
     assert host.answers == []
+    assert host.waited
 
 
 def test_a_host_that_does_not_come_back_fails_with_why(no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:

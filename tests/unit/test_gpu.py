@@ -265,6 +265,19 @@ def test_a_card_that_is_lent_to_a_virtual_machine_is_not_touched_and_that_is_tol
     assert "vfio-pci" in found.notices[0]
 
 
+def test_a_kernel_made_for_virtual_machines_is_refused_where_a_card_is_passed_through() -> None:
+    card = Card("0000:00:02.0", 0x8086, 0x4680)
+    cloud = replace(RELEASES["13"], kernel="6.12.57+deb13-cloud-amd64")
+    (refusal,) = decide([card], cloud, settings(), {}, FACTS).refusals
+    assert "Install linux-image-amd64" in refusal
+    virtual = Facts(image_packages=("linux-image-virtual",))
+    (refusal,) = decide([card], RELEASES["24.04"], settings(), {}, virtual).refusals
+    assert "Install linux-generic" in refusal
+    # Positive control: a kernel that drives it, and one that has the drivers.
+    assert decide([replace(card, driver="i915")], cloud, settings(), {}, FACTS).refusals == ()
+    assert decide([card], RELEASES["24.04"], settings(), {}, FACTS).refusals == ()
+
+
 # --- Secure Boot
 
 SECURE = replace(FACTS, secure_boot=True)
