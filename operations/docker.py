@@ -85,6 +85,8 @@ def version_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         apt.APT
         + "apt update >/dev/null\n"
         + f"apt install --allow-downgrades --allow-change-held-packages --no-install-recommends {names} >/dev/null"
+        # apt takes the hold away together with what it allows.
+        + (f"\napt-mark hold {names} >/dev/null" if settings.docker_hold else "")
     )
     return [
         Step(
