@@ -16,7 +16,7 @@ from mediahost.config import Settings
 from mediahost.paths import below
 from mediahost.render import docker
 from mediahost.resources import MARK, File, text_file
-from mediahost.storage import Disk, Pool, Share, required_for, touched_by
+from mediahost.storage import Disk, Pool, Share, mount_points, required_for, touched_by
 
 UNIT_DIRECTORY = "/etc/systemd/system"
 SCRIPT_PATH = "/usr/local/lib/mediahost/mounts"
@@ -39,7 +39,7 @@ HELD = "/var/lib/mediahost/held"
 """One empty file for each container that the guard stopped, named by its id: only those are started again."""
 
 _PACKAGES = {
-    "ext4": ("e2fsprogs",),
+    "ext4": (),
     "xfs": ("xfsprogs",),
     "btrfs": ("btrfs-progs",),
     "nfs": ("nfs-common",),
@@ -155,6 +155,8 @@ def packages(settings: Settings) -> tuple[str, ...]:
     names += [name for share in settings.storage_shares for name in _PACKAGES[share.kind]]
     if settings.storage_pools:
         names.append("mergerfs")
+    if mount_points(settings):
+        names.append("e2fsprogs")  # also for chattr(1) and lsattr(1)
     return tuple(sorted(set(names)))
 
 
