@@ -269,7 +269,7 @@ def _without_graphics(cards: Sequence[Card], release: Release, facts: Facts) -> 
     lines = [image for image in facts.image_packages if image.startswith("linux-image-")]
     if release.id == "ubuntu" and lines and all("virtual" in image or "kvm" in image for image in lines):
         yield (
-            f"{card}: the kernel that runs ({', '.join(lines)}) comes without graphics drivers. Install linux-generic "
+            f"{card}: the kernel that runs ({', '.join(lines)}) has no graphics drivers. Install linux-generic "
             "and reboot, or set gpu = none"
         )
 

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from pyinfra import host
 from pyinfra.api import deploy, operation
 
 from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
@@ -550,6 +551,20 @@ def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
+def settled(wanted: Wanted):  # type: ignore[no-untyped-def]
+    """
+    The same after a reboot: that it is not asked for any more, or that it did not help.
+
+    + wanted: the host as it should be
+    """
+    # A plan would name every difference twice.
+    if reboot.happened():
+        yield from converge(lambda seen: prepared_steps(wanted, seen))
+    else:
+        host.noop("this run has not rebooted the host")
+
+
+@operation()
 def ready(wanted: Wanted):  # type: ignore[no-untyped-def]
     """
     Cards that were tried out, and described to Docker.
@@ -583,8 +598,7 @@ def provision(wanted: Wanted) -> None:
     prepared(name="drivers", wanted=wanted)
     manifest.pruned(name="manifest", owned=wanted.owned)
     reboot.done(name="reboot", at=settings.unattended_reboot_time if settings.unattended_reboot else None)
-    # What is different after it: nothing, where there was none.
-    prepared(name="drivers after a reboot", wanted=wanted)
+    settled(name="drivers after a reboot", wanted=wanted)
     ready(name="cards", wanted=wanted)
 
 

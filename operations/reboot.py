@@ -27,6 +27,7 @@ RECORD = f"{STATE_DIRECTORY}/reboot"
 
 VARIABLE = "MEDIAHOST_REBOOT"
 _BOOT_ID = "kernel.random.boot_id"
+_HAPPENED = "mediahost_rebooted"
 _STARTED = ("systemctl", "is-system-running", "--wait")
 _BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
 # Read by unattended-upgrades and by whoever logs in (update-notifier's README).
@@ -80,6 +81,11 @@ grep -qsx mediahost {_REQUIRED}.pkgs || echo mediahost >>{_REQUIRED}.pkgs"""
     return [Step(f"reboot: asked for, {'; '.join(reasons)}", command)]
 
 
+def happened() -> bool:
+    """Whether this run has rebooted the present host."""
+    return bool(host.connector_data.get(_HAPPENED))
+
+
 def notice(seen: Snapshot, at: str | None) -> str:
     """What to tell where a reboot is asked for and not done now; empty without. `at` is the reboot window, if any."""
     reasons = asked(seen)
@@ -114,6 +120,7 @@ def done(at: str | None):  # type: ignore[no-untyped-def]
     if not lock.is_ours():
         yield from lock.take()
     yield from _rebooted(seen.sysctls.get(_BOOT_ID, ""))
+    host.connector_data[_HAPPENED] = True
     convergence.forget()
 
 

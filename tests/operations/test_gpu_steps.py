@@ -25,6 +25,7 @@ from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted, build
 from operations import compose, docker, gpu, manifest, reboot
 from operations.convergence import Step
+from tests.operations.test_deploy import BARE, DATA, Project
 from tests.operations.test_steps import INSTALLED, as_present, commands, refusal, sound, told
 
 CATALOG = load_catalog()
@@ -681,3 +682,47 @@ def test_a_reboot_is_recorded_and_forgotten_with_the_distributions_flag(tmp_path
     assert (run / "reboot-required.pkgs").read_text() == "linux-image\nmediahost\n"
     shell(ask([], "boot-1\nx\n"))
     assert (run / "reboot-required").exists()
+
+
+# --- as a user runs it
+
+
+def bare_with(*lines: str) -> list[str]:
+    """What a host with cards answers on which nothing of ours is."""
+    at = BARE.index("#begin gpu") + 1
+    return [*BARE[:at], "#kernel 6.12.57+deb13-amd64", *lines, *BARE[at:]]
+
+
+PASCAL = "#card 0000:07:00.0 0x10de 0x1b80 nouveau"
+
+
+def test_a_plan_names_what_a_card_asks_for_in_every_stage_that_has_to_do_with_it(tmp_path: Path) -> None:
+    data = {**DATA, "gpu": "auto", "gpu_devices": {"sonarr": "nvidia"}}
+    project = Project(tmp_path, {"one": data}, bare_with(PASCAL))
+    done = project.run("--dry")
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = [f"{event['operation']}: {event['what']}" for event in project.told("planned")]
+    assert "gpu | drivers: package nvidia-kernel-dkms: not installed" in planned
+    assert "gpu | drivers: package nvidia-container-toolkit: not installed" in planned
+    assert "docker | engine: CDI: is switched on in the engine" in planned
+    assert [
+        event["what"] for event in project.told("notice") if "service sonarr: runs without NVIDIA" in event["what"]
+    ]
+
+
+def test_secure_boot_stops_a_run_in_words_before_anything_of_the_card_is_planned(tmp_path: Path) -> None:
+    project = Project(tmp_path, {"one": {**DATA, "gpu": "auto"}}, bare_with(PASCAL, "#secure 6 0 0 0 1"))
+    project.run("--dry")
+    planned = [event["what"] for event in project.told("planned") if event["operation"].startswith("gpu")]
+    assert len(planned) == 1
+    assert [event["what"] for event in project.told("refused") if "Secure Boot is on" in event["what"]]
+
+
+@pytest.mark.parametrize("asked", ["none", "auto"])
+def test_a_host_without_a_card_is_planned_the_same_whether_cards_are_looked_for_or_not(
+    asked: str, tmp_path: Path
+) -> None:
+    project = Project(tmp_path, {"one": {**DATA, "gpu": asked}}, bare_with())
+    assert project.run("--dry").returncode == 0
+    assert [event for event in project.told("planned") if event["operation"].startswith("gpu")] == []
+    assert project.told("notice") == []
