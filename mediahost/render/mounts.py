@@ -496,23 +496,24 @@ idle() { # has systemd nothing to do about this unit, now or next?
   [ -z "$(systemctl show -p Job --value "$1")" ]
 }
 
+# What it stands on went while somebody had a file open, so that systemd could not unmount it: a disk that comes back
+# could not take its place, and a pool would go on without a branch.
+drop() {
+  echo "$1: $2 is gone, it is let go of"
+  rm -f "$SENTINELS$1/here"
+  hold "$1"
+  umount -l "$1"
+}
+
 look() {
   while read -r at unit device needs <&3; do
     [ "$at" != '#' ] || continue
     source=$(source_at "$at")
     if [ -n "$source" ]; then
       case $source in
-        /dev/*)
-          if [ ! -e "$source" ]; then
-            # The disk went while somebody had a file open: without this a new one could not take its place.
-            echo "$at: $source is gone, is let go of"
-            rm -f "$SENTINELS$at/here"
-            hold "$at"
-            umount -l "$at"
-            continue
-          fi
-          ;;
+        /dev/*) [ -e "$source" ] || { drop "$at" "$source"; continue; } ;;
       esac
+      all_here "$needs" || { drop "$at" "$needs"; continue; }
       if [ ! -e "$SENTINELS$at/here" ]; then
         # Not while it is being unmounted: this would call that off.
         idle "$unit" && idle "mediahost-mounted@${unit%.mount}.service" || continue

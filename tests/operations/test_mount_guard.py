@@ -236,9 +236,21 @@ def test_the_watch_stops_who_goes_on_though_the_mount_was_taken_away_by_hand(hos
 def test_a_disk_that_is_gone_under_its_mount_is_let_go_of(host: Host) -> None:
     host.container("sonarr", host.a)
     log = host.run(f"mount -t tmpfs /dev/gone {host.a}", "guard watch", f"grep -c ' {host.a} ' /proc/self/mountinfo")
-    assert "/dev/gone is gone, is let go of" in log
+    assert "/dev/gone is gone, it is let go of" in log
     assert log.endswith("0\n")
     assert host.state("sonarr") == "exited"
+
+
+def test_a_pool_that_was_busy_when_its_branch_went_does_not_go_on_without_it(host: Host) -> None:
+    host.container("sonarr", host.b)
+    mounted = f"mount -t tmpfs none {host.b}"
+    count = f"grep -c ' {host.b} ' /proc/self/mountinfo"
+    log = host.run(f"mount -t tmpfs none {host.a}", mounted, f"guard present {host.b}", "guard watch", count)
+    assert (log.splitlines()[-1], host.state("sonarr")) == ("1", "running")
+    log = host.run(mounted, f"guard present {host.b}", "guard watch", count)
+    assert f"{host.a} is gone, it is let go of" in log
+    assert (log.splitlines()[-1], host.state("sonarr")) == ("0", "exited")
+    assert not host.sentinel(host.b).exists()
 
 
 def test_a_watch_over_sound_mounts_asks_neither_systemd_nor_the_engine_after_its_first_look(host: Host) -> None:
