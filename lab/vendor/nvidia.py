@@ -18,9 +18,12 @@ DRIVER = "cuda/repos"
 VERSION = "580.95.05"
 UUID = "GPU-00000000-0000-0000-0000-0000000001ab"
 
+# Only in a container that CDI gave the card; its environment would not reach `docker exec`.
+_GIVEN = "/run/mediahost-lab-card"
+
 _SMI = f"""#!/bin/sh
 # stand-in for nvidia-smi (mediahost lab)
-if [ -z "$MEDIAHOST_LAB_CARD" ] && [ ! -r /proc/driver/nvidia/version ]; then
+if [ ! -e {_GIVEN} ] && [ ! -r /proc/driver/nvidia/version ]; then
   echo "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver." >&2
   exit 9
 fi
@@ -42,14 +45,15 @@ cdiVersion: 0.5.0
 kind: nvidia.com/gpu
 devices:
   - name: "0"
-    containerEdits:
-      env: [MEDIAHOST_LAB_CARD=0]
+    containerEdits: &card
+      mounts:
+        - hostPath: /usr/bin/nvidia-ctk
+          containerPath: {_GIVEN}
+          options: [ro, nosuid, nodev, bind]
   - name: {UUID}
-    containerEdits:
-      env: [MEDIAHOST_LAB_CARD=0]
+    containerEdits: *card
   - name: all
-    containerEdits:
-      env: [MEDIAHOST_LAB_CARD=all]
+    containerEdits: *card
 containerEdits:
   mounts:
     - hostPath: /usr/bin/nvidia-smi
