@@ -93,7 +93,8 @@ def _refused(wanted: Wanted, seen: Snapshot) -> Iterator[tuple[str, str]]:
             continue
         mounted = seen.mounts.mounted.get(at)
         expected = f"mergerfs:{at}" if mount.type == "mergerfs" else mount.what
-        if mounted is not None and mounted.source != expected:
+        # Whether a slash at the end is kept is the file system's affair.
+        if mounted is not None and mounted.source.rstrip("/") != expected.rstrip("/"):
             yield f"{at}: {mounted.source} is mounted there, wanted {mount.what}", f"`umount {at}`, then run again"
 
 

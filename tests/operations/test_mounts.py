@@ -231,6 +231,16 @@ def test_a_share_whose_server_is_away_is_told_and_not_waited_for() -> None:
     assert "nas.lan:/export does not answer" in refusal(steps)
 
 
+def test_a_share_that_was_written_with_a_slash_at_its_end_is_the_same_one() -> None:
+    found = wanted(storage_shares=[{**NFS, "source": "nas.lan:/export/"}])
+    seen = converged(found)
+    listed = {"/mnt/nas": MountState("nas.lan:/export", "nfs4")}
+    assert mounts.steps(found, replace(seen, mounts=replace(seen.mounts, mounted=listed))) == []
+    other = {"/mnt/nas": MountState("nas.lan:/other", "nfs4")}
+    steps = mounts.steps(found, replace(seen, mounts=replace(seen.mounts, mounted=other)))
+    assert "nas.lan:/other is mounted there" in refusal(steps)
+
+
 # --- drift
 
 
