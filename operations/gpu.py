@@ -209,6 +209,9 @@ def file_steps(settings: Settings, decided: Decision, seen: Snapshot) -> list[St
         steps += found
         if found and then:
             steps.append(Step(f"{path}: taken into use", then))
+    nameless = [card for card in decided.cards if card.maker != "nvidia" and card.render and not card.named]
+    if nameless and not any(step.change.startswith(wanted_files.UDEV_PATH) for step in steps):
+        steps.append(Step(f"{nameless[0]}: udev has not named it", _RENAME))
     rest = [file for file in wanted if file.path.startswith("/etc/apt/")]
     return [*steps, *files.steps(rest, seen), *_removal_steps(paths, seen)]
 
@@ -497,7 +500,8 @@ def cdi_steps(decided: Decision, seen: Snapshot) -> list[Step]:
     if not all(name in seen.packages for name in wanted_files.TOOLKIT_PACKAGES):
         return []
     restart = f"systemctl restart {wanted_files.CDI_UNIT}"
-    found = units.steps(wanted_files.CDI_UNIT, seen, restart=restart, interrupts="no container")
+    unread = units.unread_steps(wanted_files.CDI_UNIT, wanted_files.CDI_UNIT_PATH, seen)
+    found = unread or units.steps(wanted_files.CDI_UNIT, seen, restart=restart, interrupts="no container")
     if found or wanted_files.CDI_SPEC in seen.paths:
         return found
     return [Step(f"{wanted_files.CDI_SPEC}: missing", restart)]

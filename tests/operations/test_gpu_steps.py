@@ -539,6 +539,22 @@ def test_debian_is_not_asked_for_ubuntus_program() -> None:
     assert "ubuntu-drivers" not in commands(gpu.package_steps(gpu.decision(plan().settings, seen), seen))
 
 
+def test_a_run_that_died_before_udev_named_a_card_is_finished_by_the_next() -> None:
+    wanted = plan()
+    seen = as_wanted(wanted, HOSTS["intel"]())
+    nameless = replace(seen, gpu=replace(seen.gpu, cards=(replace(INTEL, named=False),)))
+    steps = gpu.steps(wanted, nameless)
+    sound(steps)
+    assert told(steps) == [f"{INTEL}: udev has not named it"]
+
+
+def test_a_unit_that_systemd_has_not_read_is_read_first() -> None:
+    wanted = plan()
+    seen = as_wanted(wanted, HOSTS["nvidia"]())
+    unread = replace(seen, units={gpu_files.CDI_UNIT: replace(LOADED, load="not-found", active="inactive")})
+    assert told(gpu.steps(wanted, unread)) == ["mediahost-cdi.service: systemd has not read it"]
+
+
 # --- coming back
 
 
