@@ -431,13 +431,14 @@ holders() { # containers that need this mount, by `docker ps` with these options
 }
 
 hold() {
-  engine || return 0
-  for id in $(holders "$1"); do
-    mkdir -p "$HELD"
+  engine && ids=$(holders "$1") && [ -n "$ids" ] || return 0
+  mkdir -p "$HELD"
+  for id in $ids; do
     : >"$HELD/$id"
     echo "$1 is gone: container $(docker inspect -f '{{.Name}}' "$id") is stopped until it is back"
-    docker stop "$id" >/dev/null || true
   done
+  # At once, not one after the other: each may take its time.
+  docker stop $ids >/dev/null || true
 }
 
 # Who was stopped by a person has neither our mark nor an error, and stays stopped. The engine itself refuses who

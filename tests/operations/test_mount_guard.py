@@ -30,7 +30,7 @@ case $1 in
     for last; do :; done
     [ -e "$last" ] || exit 1
     case "$*" in *Error*) sed -n 2p "$last" ;; *) echo "/$last" ;; esac ;;
-  stop) echo "stop $2" >>"$STATE/log"; sed -i '1s/.*/exited/;2s/.*//' "$2" ;;
+  stop) echo "$*" >>"$STATE/log"; shift; for id; do sed -i '1s/.*/exited/;2s/.*//' "$id"; done ;;
   start)
     for need in $(sed 1,2d "$2"); do
       [ -e "$need" ] || { sed -i '1s/.*/exited/;2s/.*/bind source path does not exist/' "$2"; exit 1; }
@@ -177,6 +177,14 @@ def test_when_a_mount_goes_who_needs_it_is_stopped_and_comes_back_with_it(host: 
     host.run(f"guard present {host.a}")
     assert host.state("sonarr") == "running"
     assert list((host.root / "held").iterdir()) == []
+
+
+def test_all_who_need_a_mount_are_stopped_at_once(host: Host) -> None:
+    host.container("radarr", host.a)
+    host.container("sonarr", host.a)
+    log = host.run(f"guard absent {host.a}")
+    assert "stop radarr sonarr" in log
+    assert (host.state("radarr"), host.state("sonarr")) == ("exited", "exited")
 
 
 def test_on_the_way_down_no_container_is_stopped_by_hand_or_it_would_not_start_at_boot(host: Host) -> None:
