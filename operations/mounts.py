@@ -258,7 +258,8 @@ done""",
     look = f"look with: systemctl status {mount.unit}; journalctl -b -u {mount.unit}"
     lines.append(_or_tell(f"systemctl start {unit}", f"{mount.at}: {mount.what} could not be mounted; {look}"))
     lines.append(f"systemctl start {shlex.quote(mount.sentinel_unit)}")
-    lines.append(f"[ -e {shlex.quote(mount.sentinel)} ] || systemctl restart {shlex.quote(mount.sentinel_unit)}")
+    # Where somebody removed the file alone, a restart of that unit would stop all who need it.
+    lines.append(f"[ -e {shlex.quote(mount.sentinel)} ] || {render.SCRIPT_PATH} present {at}")
     lines.append(files.clear_pending(mount.unit))
     return "\n".join(lines)
 

@@ -517,8 +517,10 @@ look() {
       all_here "$needs" || { drop "$at" "$needs"; continue; }
       if [ ! -e "$SENTINELS$at/here" ]; then
         # Not while it is being unmounted: this would call that off.
-        idle "$unit" && idle "mediahost-mounted@${unit%.mount}.service" || continue
-        systemctl --no-block restart "mediahost-mounted@${unit%.mount}.service"
+        guard=mediahost-mounted@${unit%.mount}.service
+        idle "$unit" && idle "$guard" || continue
+        # Where somebody removed the file alone, a restart would stop all who need it.
+        if systemctl -q is-active "$guard"; then present "$at"; else systemctl --no-block start "$guard"; fi
       elif [ -n "$first" ] || [ -n "$(ls -A "$HELD" 2>/dev/null)" ]; then
         let_go "$at"
       fi

@@ -47,7 +47,7 @@ case "$*" in
   "show -p Job "*) cat "$STATE/job" 2>/dev/null ;;
   "-q is-failed "*) grep -qxF "$3" "$STATE/failed" 2>/dev/null ;;
   "-q is-active docker.service") [ ! -e "$STATE/engine-stopped" ] ;;
-  "-q is-active "*) false ;;
+  "-q is-active "*) grep -qxF "$3" "$STATE/active" 2>/dev/null ;;
 esac
 """
 # A user namespace has no say over attributes of files: the stand-ins keep a list.
@@ -218,9 +218,18 @@ def test_the_watch_tries_a_disk_again_that_failed_but_not_one_that_somebody_unmo
 
 def test_the_watch_does_not_call_off_an_unmount_that_waits_for_containers_to_stop(host: Host) -> None:
     mounted = f"mount -t tmpfs none {host.a}"
-    assert "restart mediahost-mounted@a.service" in host.run(mounted, "guard watch")
+    assert "--no-block start mediahost-mounted@a.service" in host.run(mounted, "guard watch")
     (host.root / "job").write_text("17\n")
-    assert "restart mediahost-mounted@a.service" not in host.run(mounted, "guard watch")
+    assert "--no-block start mediahost-mounted@a.service" not in host.run(mounted, "guard watch")
+
+
+def test_a_sentinel_that_somebody_removed_comes_back_and_nobody_is_stopped_for_it(host: Host) -> None:
+    host.container("sonarr", host.a)
+    (host.root / "active").write_text("mediahost-mounted@a.service\n")
+    log = host.run(f"mount -t tmpfs none {host.a}", "guard watch")
+    assert host.sentinel(host.a).exists()
+    assert "stop sonarr" not in log
+    assert "restart" not in log
 
 
 def test_the_watch_starts_who_is_held_back_although_the_mount_is_there(host: Host) -> None:
