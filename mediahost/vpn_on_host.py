@@ -410,8 +410,13 @@ def flags(prefix: Sequence[str], link: str) -> list[str]:
 
 
 def drops(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The wall's named counters, by name."""
-    text = run("nft", "-j", "list", "counters", "table", "inet", request["table"])
+    """The named counters of the host's wall, by name."""
+    return _counters(request["table"])
+
+
+def _counters(table: str, *inside: str) -> list[dict[str, Any]]:
+    """A table's named counters, by name; `inside` are words before the command, which enter a namespace."""
+    text = run(*inside, "nft", "-j", "list", "counters", "table", "inet", table)
     found = [each["counter"] for each in json.loads(text or "{}").get("nftables", []) if "counter" in each]
     named = [{key: counter[key] for key in ("name", "packets", "bytes")} for counter in found]
     return sorted(named, key=lambda each: str(each["name"]))
@@ -425,6 +430,7 @@ def _container(request: dict[str, Any], namespace: Namespace, problems: list[str
         "names": list(namespace.containers),
         "networks": sorted(set(namespace.networks.values())),
         "seen": seen,
+        "drops": _counters(request["inside_table"], "nsenter", "-t", str(namespace.pid), "-n"),
     }
     strange = _ways_out(request, namespace)
     if strange:

@@ -173,13 +173,23 @@ def _as_this_run(target: Host) -> dict[str, Any]:
 def unasked(target: Host, command: StringCommand, arguments: dict[str, Any]) -> tuple[StringCommand, dict[str, Any]]:
     """`command` so that it fails where sudo wants a password that this run was not given.
 
-    pyinfra would ask for one at the terminal. A sudo that has begun to ask is what a proof must find out, and nobody
-    may be there to answer.
+    pyinfra would ask for one at the terminal: when sudo prints a line that says so and nothing else. A sudo that has
+    begun to ask is what a proof must find out, and nobody may be there to answer. What is said comes in parentheses.
     """
     given = arguments.get("_sudo_password") or target.connector_data.get("prompted_sudo_password")
     if not arguments.get("_sudo") or given:
         return command, arguments
-    words = ["sudo", "-H", "-n", *(["-u", arguments["_sudo_user"]] if arguments.get("_sudo_user") else [])]
+    said = """told=$("$@" 2>&1); code=$?; [ -z "$told" ] || echo "($told)"; exit $code"""
+    words = [
+        "sh",
+        "-c",
+        shlex.quote(said),
+        "sh",
+        "sudo",
+        "-H",
+        "-n",
+        *(["-u", arguments["_sudo_user"]] if arguments.get("_sudo_user") else []),
+    ]
     return StringCommand(*words, command), {**arguments, "_sudo": False, "_sudo_user": None}
 
 

@@ -410,6 +410,7 @@ def _request(settings: Settings) -> dict[str, Any]:
         "link": LINK,
         "route_table": TABLE,
         "table": wall.NFT_TABLE,
+        "inside_table": wall.INSIDE_TABLE,
         "wall_unit": wall.WALL_UNIT,
         "tunnel_unit": wall.TUNNEL_UNIT,
         "port_unit": forwarding.UNIT,
@@ -444,11 +445,16 @@ def _tell_status(host: str, told: dict[str, Any]) -> None:
     width = max(map(len, lines))
     for name, words in lines.items():
         click.echo(f"  {name:{width}}  {words}")
-    dropped = [counter for counter in told["drops"] if counter["packets"]]
-    for counter in dropped:
-        what = wall.COUNTERS.get(counter["name"], counter["name"])
-        click.echo(f"  dropped: {counter['packets']} packets {what}")
-    if told["drops"] and not dropped:
+    dropped = [(counter["packets"], wall.COUNTERS.get(counter["name"], counter["name"])) for counter in told["drops"]]
+    dropped += [
+        (counter["packets"], f"by another network than the tunnel's, of {', '.join(container['names'])}")
+        for container in told["containers"]
+        for counter in container["drops"]
+    ]
+    for packets, what in dropped:
+        if packets:
+            click.echo(f"  dropped: {packets} packets {what}")
+    if dropped and not any(packets for packets, _ in dropped):
         click.echo("  dropped: nothing since the wall was loaded")
     for problem in told["problems"]:
         click.echo(f"  ! {problem}")

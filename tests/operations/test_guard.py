@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from pyinfra.api import StringCommand
+from pyinfra.connectors.local import LocalConnector
 from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.connectors.util import SUDO_PASSWORD_REQUIRED_LINES
 
 from facts.snapshot import Snapshot
 from operations import guard, rollback
@@ -170,9 +172,29 @@ def test_sudo_is_told_not_to_ask_for_a_password_that_the_run_was_not_given() -> 
     command = StringCommand("true")
     target: Any = SimpleNamespace(connector_data={})
     asked, arguments = guard.unasked(target, command, {"_sudo": True, "_sudo_user": None, "_timeout": 5})
-    assert asked.get_raw_value() == "sudo -H -n true"
+    assert asked.get_raw_value().endswith(" sh sudo -H -n true")
     assert arguments == {"_sudo": False, "_sudo_user": None, "_timeout": 5}
     given = {"_sudo": True, "_sudo_password": "x"}
     assert guard.unasked(target, command, given) == (command, given)
     target.connector_data["prompted_sudo_password"] = "x"
     assert guard.unasked(target, command, {"_sudo": True}) == (command, {"_sudo": True})
+
+
+@pytest.mark.parametrize("line", SUDO_PASSWORD_REQUIRED_LINES)
+def test_a_sudo_that_wants_a_password_is_told_and_pyinfra_does_not_ask_for_one(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sudo").write_text(f'#!/bin/sh\nshift 2\n"$@" && exit\necho "{line}" >&2\nexit 1\n')
+    (tmp_path / "sudo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("pyinfra.connectors.util.getpass", lambda _: pytest.fail("it asks"))
+    target: Any = SimpleNamespace(connector_data={}, print_prefix="", data={})
+
+    def tried(command: str) -> tuple[bool, str]:
+        asked, arguments = guard.unasked(target, StringCommand(command), {"_sudo": True})
+        connector = LocalConnector(SimpleNamespace(print_output=False, print_input=False), target)  # type: ignore[arg-type]
+        worked, output = connector.run_shell_command(asked, **arguments)
+        return worked, output.output
+
+    assert tried("true") == (True, "")
+    assert tried("false") == (False, f"({line})")

@@ -354,7 +354,13 @@ STATUS = {
     "drops": [{"name": "dropped_ipv6", "packets": 3, "bytes": 240}],
     "port": 40123,
     "containers": [
-        {"names": ["qbittorrent"], "networks": ["mediahost_vpn"], "seen": "203.0.113.9", "other_ways": []}
+        {
+            "names": ["qbittorrent"],
+            "networks": ["mediahost_vpn"],
+            "seen": "203.0.113.9",
+            "other_ways": [],
+            "drops": [{"name": "dropped_inside", "packets": 7, "bytes": 560}],
+        }
     ],
     "own_address": "198.51.100.20",
     "problems": [],
@@ -375,11 +381,22 @@ def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return told
 
 
+_INSIDE = "7 packets by another network than the tunnel's, of qbittorrent"
+
+
 def test_a_well_tunnel_is_told_in_words_and_ends_with_code_0(host: dict[str, Any]) -> None:
     host.update(STATUS)
     done = run("status", *NAS)
     assert done.exit_code == 0, done.output
-    for words in ("nas: well", "answered 42 s ago", "5.0 MiB in", "seen as 203.0.113.9", "40123", "3 packets IPv6"):
+    for words in (
+        "nas: well",
+        "answered 42 s ago",
+        "5.0 MiB in",
+        "seen as 203.0.113.9",
+        "40123",
+        "3 packets IPv6",
+        _INSIDE,
+    ):
         assert words in done.stdout
     told = json.loads(run("status", *NAS, "--json").stdout)
     assert told["hosts"]["nas"]["port"] == 40123

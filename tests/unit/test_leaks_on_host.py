@@ -121,6 +121,10 @@ try:
         within(container, "ip", "route", "add", "default", "via", "172.30.1.1", "metric", "100")
     if case["wall"]:
         subprocess.run(["nft", "-f", "-"], input=case["wall"], text=True, check=True)
+    if case["inside"]:
+        enter = ["nsenter", "-t", str(container), "-n", "nft"]
+        load = [*enter, "-D", "internal=172.31.0.0/24", "-f", "-"]
+        subprocess.run(load, input=case["inside"], text=True, check=True)
     time.sleep(0.3)
     networks = {"172.29.29.2": "mediahost_vpn"} | ({"172.30.1.2": "other"} if case["second"] else {})
     leaks_on_host.confined = lambda request: [Namespace(("qbittorrent",), container, networks)]
@@ -179,6 +183,7 @@ def leak_test() -> Try:
         second: bool = False,
         down: bool = True,
         table: str = "",
+        inside: str = "",
         mode: str = "host",
         work: str = "leak test",
     ) -> Any:
@@ -192,6 +197,7 @@ def leak_test() -> Try:
             "take_down": down,
             "killswitch": True,
             "table": wall.NFT_TABLE,
+            "inside_table": wall.INSIDE_TABLE,
             "route_table": 51820,
             "wall_unit": wall.WALL_UNIT,
             "echo": [],
@@ -200,7 +206,8 @@ def leak_test() -> Try:
             "near": [],
         }
         case = json.dumps(
-            {"rule": rule, "fallback": fallback, "second": second, "wall": table, "work": work, "request": request}
+            {"rule": rule, "fallback": fallback, "second": second, "wall": table, "inside": inside, "work": work}
+            | {"request": request}
         )
         command = ["unshare", "-nm", sys.executable, "-c", textwrap.dedent(_HOST), case]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
@@ -330,15 +337,17 @@ def test_a_test_that_is_killed_leaves_the_tunnel_as_it_was(leak_test: Try) -> No
 @namespaces
 @pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
 def test_status_sees_the_wall_its_counters_and_a_second_way_out(leak_test: Try) -> None:
-    told, _ = leak_test(work="status", table=wall.ruleset(VPN, SETTINGS))
+    told, _ = leak_test(work="status", table=wall.ruleset(VPN, SETTINGS), inside=wall.inside_ruleset(VPN))
     assert told["wall"]["table"]
     assert told["wall"]["rule"]
     assert told["wall"]["fallback"]
     assert {counter["name"] for counter in told["drops"]} == set(wall.COUNTERS)
+    assert [counter["name"] for counter in told["containers"][0]["drops"]] == [wall.INSIDE_COUNTER]
     assert told["containers"][0]["other_ways"] == []
     assert told["tunnel"]["up"]
     assert not any("wall is down" in problem or "ip rule" in problem for problem in told["problems"])
     worse, _ = leak_test(work="status", rule=False, second=True)
+    assert worse["containers"][0]["drops"] == []
     for words in ("wall is down", "no ip rule", "no unreachable default", "network other", "default route by eth1"):
         assert any(words in problem for problem in worse["problems"]), worse["problems"]
 
