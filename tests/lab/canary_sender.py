@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import math
 import os
 import re
 import signal
@@ -31,8 +32,12 @@ _YOUNG_SECONDS = 10.0
 _OLD_ROUNDS = 15
 """Later one may still be attached to the subnet, by hand: it is looked at in every fifteenth round."""
 _ROUND_SECONDS = 0.2
-_PATIENCE = {"tcp": 5.0, "flow": 20.0}
-"""Seconds without an answer after which a connection is given up for a new one."""
+_PATIENCE = {"tcp": 5.0, "flow": 20.0, "dns": 2.0}
+"""Seconds without an answer after which a connection is given up for a new one, and a question's port for another.
+
+A resolver never keeps its port (RFC 5452). One that did would ask, after a restart of Docker, where Docker's name
+server was before: connection tracking remembers that for as long as there are questions.
+"""
 
 
 def local_addresses(fib_trie: str) -> set[str]:
@@ -79,6 +84,7 @@ class Probe:
         self.marker = marker
         self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.socket: socket.socket | None = None
+        self.fresh = 0.0
 
     def text(self, number: int) -> bytes:
         """What the canary carries."""
@@ -87,8 +93,10 @@ class Probe:
     def send(self, number: int) -> bool:
         """Send one more; True when a connection was given up for a new one."""
         with contextlib.suppress(OSError):
+            if self.socket is not None and time.monotonic() - self.fresh > _PATIENCE.get(self.how, math.inf):
+                self.close()
             if self.socket is None:
-                self.socket = self._opened()
+                self.socket, self.fresh = self._opened(), time.monotonic()
             self.socket.sendto(self._packet(number), self.place)
             return False
         self.close()
@@ -106,6 +114,8 @@ class Probe:
                 self.close()
                 break
             count += self._is_answer(reply)
+        if count:
+            self.fresh = time.monotonic()
         return count
 
     def close(self) -> None:

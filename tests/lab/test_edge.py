@@ -159,6 +159,17 @@ def test_a_stranger_sees_exactly_the_declared_of_all_ports(edge: Home, stranger:
 
 @pytest.mark.exhaustive
 def test_no_port_opens_to_a_stranger_while_the_host_reboots(edge: Home, stranger: Machine) -> None:
+    nothing_opens(edge, stranger, _reboot)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("event", sorted(EVENTS.keys() - {"reboot"}))
+def test_no_port_opens_to_a_stranger_for_a_moment(edge: Home, stranger: Machine, event: str) -> None:
+    nothing_opens(edge, stranger, EVENTS[event])
+
+
+def nothing_opens(edge: Home, stranger: Machine, event: Callable[[Home], None]) -> None:
+    """From before the event until all is as before, the stranger connects to declared ports only."""
     host = edge.machine
     # A loop for each: one that waits for an answer must not keep the others from looking.
     watch = (
@@ -185,7 +196,7 @@ def test_no_port_opens_to_a_stranger_while_the_host_reboots(edge: Home, stranger
     try:
         # That much is seen before and after: between them the watch would have seen more.
         assert becomes(lambda: set(opened()) == seen), sorted(set(opened()))
-        _reboot(edge)
+        event(edge)
         before = len(opened())
         becomes(lambda: set(opened()[before:]) >= seen, limit=300)
         after = set(opened()[before:])
