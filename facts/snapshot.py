@@ -9,16 +9,22 @@ things to look at (reference: docs/decisions/one-snapshot.md).
 
 from __future__ import annotations
 
+import html
 import ipaddress
 import json
+import re
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pyinfra.api import FactBase
 
-from mediahost.render import wall
+from mediahost import plex
+from mediahost.gpu import Card
+from mediahost.paths import below
+from mediahost.render import mounts, wall
+from mediahost.render import plex as plex_files
 from mediahost.vpn import BRIDGE, LINK, TABLE
 
 STATE_DIRECTORY = "/var/lib/mediahost"
@@ -48,10 +54,25 @@ class Request:
     """Files of moduli(5) in which groups of less than 3072 bits are counted."""
     ssh_probes: frozenset[str] = frozenset()
     """Logins to ask sshd about where it has Match blocks, as `sshd -T -C` takes them."""
+    acls: frozenset[str] = frozenset()
+    """Directories of which the default ACL and the kind of file system are looked at."""
     first_lines: frozenset[str] = frozenset()
     """Files of which the first line is a secret, and what follows is somebody else's."""
     vpn: frozenset[str] = frozenset()
     """What of the VPN: its "wall", its "tunnel", and from "inside" the default routes and walls of containers."""
+
+    plex: frozenset[str] = frozenset()
+    """Preferences of the native Plex to read. None: nothing is asked of it."""
+
+    gpu: frozenset[str] = frozenset()
+    """Not empty: look for graphics cards."""
+
+    mounts: frozenset[str] = frozenset()
+    """Mount points: what is mounted there, and of a bare one whether it can be written in."""
+    disks: frozenset[str] = frozenset()
+    """POINT=DEVICE: whether the device is there, and what is on it while nothing is mounted at POINT."""
+    shares: frozenset[str] = frozenset()
+    """Those of `mounts` that are another machine's: while it does not answer, no path below is looked at."""
 
     def __or__(self, other: Request) -> Request:
         return Request(*(getattr(self, f.name) | getattr(other, f.name) for f in fields(self)))
@@ -165,12 +186,93 @@ class VpnState:
 
 
 @dataclass(frozen=True)
+class PlexState:
+    """The native Plex as it answers on loopback; `claimed` is read from its file where it does not answer.
+
+    `preferences` hold those asked for, as Plex writes them: what it has in mind, because it writes Preferences.xml
+    anew from that. `sessions` is how many play, None when it did not say. `libraries`
+    are title, type and directories. `sources` maps files of apt that name Plex's repositories, other than ours, to
+    whether they name nothing else.
+    """
+
+    answers: bool = False
+    version: str = ""
+    claimed: bool = False
+    sessions: int | None = None
+    preferences: dict[str, str] = field(default_factory=dict)
+    libraries: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    sources: dict[str, bool] = field(default_factory=dict)
+    refused_claim: str = ""
+
+
+@dataclass(frozen=True)
+class MountState:
+    """What is mounted: source and type as in proc_pid_mountinfo(5). `device` is the source's device number."""
+
+    source: str
+    type: str
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class DiskState:
+    """A disk that is there; `found` says what is on it, a line each, while nothing is mounted where it belongs."""
+
+    device: str
+    found: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BareState:
+    """A mount point on which nothing is mounted; `content` is the path of one file in it, empty for none."""
+
+    immutable: bool = False
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class MountsState:
+    """Mounts by mount point, disks by device as asked for, and shares whose server does not answer."""
+
+    mounted: dict[str, MountState] = field(default_factory=dict)
+    disks: dict[str, DiskState] = field(default_factory=dict)
+    bare: dict[str, BareState] = field(default_factory=dict)
+    away: frozenset[str] = frozenset()
+    unreachable: frozenset[str] = frozenset()
+    """Mount points whose disk is not there or whose server does not answer, and what stands on them."""
+
+    def hides(self, path: str) -> bool:
+        """Whether what is at `path` cannot be known now."""
+        return any(below(path, at) for at in self.unreachable)
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """Graphics cards and what the kernel makes of them. Empty where nobody asked.
+
+    `nodes` maps render nodes (renderD128) to the address of their card, or the name of what has none; `nvidia` is
+    the version of NVIDIA's module that is loaded, `guc` the i915 module's parameter enable_guc.
+    """
+
+    kernel: str = ""
+    cards: tuple[Card, ...] = ()
+    nodes: dict[str, str] = field(default_factory=dict)
+    secure_boot: bool = False
+    nvidia: str = ""
+    guc: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What one exec saw."""
 
     os: Os = Os()
     paths: dict[str, PathState] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    default_acls: dict[str, str] = field(default_factory=dict)
+    """Entries of a directory's default ACL as getfacl(1) has them, ids as numbers, joined by commas."""
+    filesystems: dict[str, str] = field(default_factory=dict)
+    """Kind of file system a directory is on, in the words of stat(1): `ext2/ext3` for ext4, too."""
     first_lines: dict[str, str] = field(default_factory=dict)
     """sha256 of a file's first line with its newline; the line itself is never read."""
     packages: dict[str, PackageState] = field(default_factory=dict)
@@ -202,6 +304,9 @@ class Snapshot:
     ip6tables: tuple[str, ...] = ()
     nft_chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vpn: VpnState = VpnState()
+    plex: PlexState = PlexState()
+    gpu: GpuState = GpuState()
+    mounts: MountsState = MountsState()
     legacy_rules: int = 0
     """Rules made with iptables-legacy, which iptables-nft does not show."""
     engine_version: str = ""
@@ -277,6 +382,30 @@ section timezone
 readlink /etc/localtime
 end timezone
 
+# A share whose server is away holds up whoever looks at it, for ever: then nobody does.
+away=
+for share in $SHARES; do
+  # statfs(2), because attributes of files are remembered; the dot, because the mount point alone mounts nothing
+  timeout -s KILL 5 stat -f "$share/." >/dev/null 2>&1
+  # 137: it had to be killed, timeout(1)
+  [ $? != 137 ] || away="$away $share"
+done
+if [ -n "$away" ]; then
+  near() {
+    kept=
+    for path; do
+      for share in $away; do
+        case $path in "$share"|"$share"/*) continue 2 ;; esac
+      done
+      kept="$kept $path"
+    done
+  }
+  near $PATHS; PATHS=$kept
+  near $SUMS; SUMS=$kept
+  near $CONTENTS; CONTENTS=$kept
+  near $ACLS; ACLS=$kept
+fi
+
 section paths
 if [ -n "$PATHS" ]; then
   stat -c '%f %u %g %U %G %n' $PATHS 2>/dev/null
@@ -286,6 +415,13 @@ end paths
 section sums
 if [ -n "$SUMS" ]; then sha256sum $SUMS 2>/dev/null; fi
 end sums
+
+section acls
+if [ -n "$ACLS" ]; then
+  stat -f -c '#filesystem %n %T' $ACLS 2>/dev/null
+  if have getfacl; then getfacl -d -p -n $ACLS 2>/dev/null; fi
+fi
+end acls
 
 section contents
 bodies $CONTENTS
@@ -300,7 +436,10 @@ done
 end first_lines
 
 section packages
+# some names are patterns, for dpkg-query and not for the shell
+set -f
 [ -z "$PACKAGES" ] || dpkg-query -W -f '${Package} ${db:Status-Abbrev}|${Version}\n' $PACKAGES 2>/dev/null
+set +f
 end packages
 
 section units
@@ -506,6 +645,104 @@ case $VPN in *inside*)
 esac
 end vpn
 
+section plex
+if [ -n "$PLEX" ]; then
+  # The owner's token is used here and never printed; curl gets it on standard input, not in argv.
+  token=
+  if [ -r "$PLEX_PREFERENCES" ]; then
+    content=$(cat "$PLEX_PREFERENCES")
+    case $content in
+      *[[:space:]]PlexOnlineToken=\"*)
+        token=${content#*[[:space:]]PlexOnlineToken=\"} token=${token%%\"*}
+        [ -z "$token" ] || printf '#claimed\n'
+    esac
+  fi
+  pattern=
+  for name in $PLEX; do pattern="$pattern|$name"; done
+  case $token in *[!A-Za-z0-9_.-]*) token= ;; esac
+  if have curl; then
+    # one process for all four; of their answers, in which users and films are named, only this is kept
+    pattern="<(MediaContainer|Directory|Location) [^>]*>|<Setting id=\"(${pattern#|})\" [^>]*>"
+    curl -s -m 10 -K - <<EOF | grep -aoE "^#answer [0-9]+|$pattern"
+header = "X-Plex-Token: $token"
+write-out = "\\n#answer %{http_code}\\n"
+url = "$PLEX_URL/identity"
+url = "$PLEX_URL/status/sessions"
+url = "$PLEX_URL/library/sections"
+url = "$PLEX_URL/:/prefs"
+EOF
+  fi
+  for file in /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    [ "$file" != "$PLEX_SOURCE" ] && [ -f "$file" ] && sources="$sources $file"
+  done
+  [ -z "$sources" ] || awk '
+    { sub(/#.*/, "") }
+    /^[[:space:]]*deb|^URIs:/ { if (/plex\.tv\//) plex[FILENAME]++; else other[FILENAME]++ }
+    END { for (file in plex) print "#source", (other[file] ? "mixed" : "plex"), file }' $sources
+  [ ! -r "$STATE/plex/refused" ] || { read -r line <"$STATE/plex/refused" && printf '#refused %s\n' "$line"; }
+fi
+end plex
+
+section gpu
+if [ -n "$GPU" ]; then
+  read -r line </proc/sys/kernel/osrelease && printf '#kernel %s\n' "$line"
+  for device in "$SYS"/bus/pci/devices/*; do
+    read -r class <"$device/class" && read -r maker <"$device/vendor" && read -r id <"$device/device" || continue
+    case $class in 0x0300*|0x0302*|0x0380*) ;; *) continue ;; esac
+    driver=-
+    # where a link leads to, with no fork
+    [ ! -e "$device/driver" ] || { cd -P "$device/driver" && driver=${PWD##*/}; }
+    printf '#card %s %s %s %s\n' "${device##*/}" "$maker" "$id" "$driver"
+  done 2>/dev/null
+  for node in "$SYS"/class/drm/renderD*; do
+    [ ! -e "$node" ] || { cd -P "$node/device" && printf '#node %s %s\n' "${node##*/}" "${PWD##*/}"; }
+  done
+  cd /
+  for link in "$DEV"/dri/mediahost/*; do [ ! -e "$link" ] || printf '#link %s\n' "${link##*/}"; done
+  for file in /proc/driver/nvidia/version "$SYS"/module/i915/parameters/enable_guc; do
+    [ ! -r "$file" ] || { read -r line <"$file" && printf '#%s %s\n' "${file##*/}" "$line"; }
+  done
+  for file in "$SYS"/firmware/efi/efivars/SecureBoot-*; do
+    # four bytes of attributes, then the value
+    [ ! -r "$file" ] || printf '#secure %s\n' "$(od -An -tu1 "$file")"
+  done
+fi
+end gpu
+
+section mounts
+if [ -n "$MOUNTS" ]; then
+  for share in $away; do printf '#away %s\n' "$share"; done
+  mounted=$(awk -v wanted="$MOUNTS" '
+    BEGIN { split(wanted, points, " "); for (i in points) is[points[i]] }
+    $5 in is { for (i = 7; $i != "-"; i++) ; if ($(i + 1) != "autofs") print $5, $(i + 2), $(i + 1) }
+  ' /proc/self/mountinfo)
+  line='
+'
+  devices=
+  while read -r point source kind; do
+    [ -z "$point" ] || printf '#mounted %s %s %s\n' "$point" "$source" "$kind"
+    case $source in /dev/*) devices="$devices $source" ;; esac
+  done <<EOF
+$mounted
+EOF
+  for pair in $DISKS; do devices="$devices ${pair#*=}"; done
+  [ -z "$devices" ] || stat -L -c '#device %t:%T %n' $devices 2>/dev/null
+  for point in $MOUNTS; do
+    case "$line$mounted" in *"$line$point "*) continue ;; esac
+    case " $away " in *" $point "*) continue ;; esac
+    [ -d "$point" ] || continue
+    bits=$(lsattr -d "$point" 2>/dev/null)
+    printf '#bare %s %s %s\n' "$point" "${bits%% *}" "$(find "$point" -xdev ! -type d -print -quit 2>/dev/null)"
+  done
+  for pair in $DISKS; do
+    case "$line$mounted" in *"$line${pair%%=*} "*) continue ;; esac
+    [ -b "${pair#*=}" ] || continue
+    printf '#found %s\n' "${pair#*=}"
+    found_on "${pair#*=}"
+  done
+fi
+end mounts
+
 section engine
 socket=/run/docker.sock
 if [ -S "$socket" ] && have curl; then
@@ -553,6 +790,7 @@ _SECTIONS = [
     "timezone",
     "paths",
     "sums",
+    "acls",
     "contents",
     "first_lines",
     "packages",
@@ -574,6 +812,9 @@ _SECTIONS = [
     "legacy",
     "nft",
     "vpn",
+    "plex",
+    "gpu",
+    "mounts",
     "engine",
     "pending",
     "manifest",
@@ -592,6 +833,7 @@ def script(request: Request) -> str:
         f"PATHS={words(request.paths | request.contents)}",
         f"SUMS={words(request.paths | request.contents)}",
         f"CONTENTS={words(request.contents)}",
+        f"ACLS={words(request.acls)}",
         f"FIRST_LINES={words(request.first_lines)}",
         f"PACKAGES={words(request.packages)}",
         f"UNITS={words(request.units)}",
@@ -603,6 +845,11 @@ def script(request: Request) -> str:
         f"VPN={words(request.vpn)} VPN_TABLE={TABLE} VPN_LINK={LINK}",
         f"VPN_NFT={wall.NFT_TABLE} VPN_RECORD={wall.RECORD_PATH} VPN_BRIDGE={BRIDGE}",
         f"VPN_INSIDE={wall.INSIDE_TABLE} VPN_INSIDE_RECORD={wall.INSIDE_RECORD_PATH}",
+        f"PLEX={words(request.plex)} PLEX_URL={plex.URL} PLEX_PREFERENCES={shlex.quote(plex.PREFERENCES)}",
+        f"GPU={words(request.gpu)} SYS=/sys DEV=/dev",
+        f"PLEX_SOURCE={plex_files.SOURCE_PATH} sources=",
+        f"MOUNTS={words(request.mounts)} DISKS={words(request.disks)} SHARES={words(request.shares)}",
+        mounts.FOUND_ON if request.disks else "",
         f"MODULI={words(request.moduli)}",
         f"PROBES={words(request.ssh_probes)}",
         f"STATE={STATE_DIRECTORY} LOCK={LOCK_FILE}",
@@ -633,6 +880,10 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         os=Os(*os_line.split()),
         paths=paths,
         contents=_contents(sections["contents"]),
+        default_acls=_default_acls(sections["acls"]),
+        filesystems={
+            words[1]: words[2] for words in map(str.split, sections["acls"]) if words[:1] == ["#filesystem"]
+        },
         first_lines={path: digest for digest, path in (line.split(" ", 1) for line in sections["first_lines"])},
         packages=_packages(sections["packages"]),
         units=_units(sections["units"], sorted(request.units)),
@@ -674,6 +925,9 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         rolled_back=rollback.get("done", ""),
         nft_chains=_nft_chains(sections["nft"]),
         vpn=_vpn(_blocks(sections["vpn"], "#about ")),
+        mounts=_mounts(sections["mounts"], request.disks),
+        plex=_plex(sections["plex"]),
+        gpu=_gpu(sections["gpu"]),
         ssh_port=_ssh_port(sections["connection"]),
         ssh_client=_ssh_client(sections["connection"]),
         ssh_user=(sections["connection"][1:] or [""])[0],
@@ -721,6 +975,17 @@ def _contents(lines: Sequence[str]) -> dict[str, str]:
         elif line.startswith("|"):
             contents[path] += line[1:] + "\n"
     return contents
+
+
+def _default_acls(lines: Sequence[str]) -> dict[str, str]:
+    entries: dict[str, list[str]] = {}
+    path = ""
+    for line in lines:
+        if line.startswith("# file: "):
+            path = line.removeprefix("# file: ")
+        elif line and not line.startswith("#"):
+            entries.setdefault(path, []).append(line.split()[0])
+    return {path: ",".join(found) for path, found in entries.items()}
 
 
 def _packages(lines: Sequence[str]) -> dict[str, PackageState]:
@@ -902,6 +1167,50 @@ def _vpn(about: dict[str, list[str]]) -> VpnState:
     )
 
 
+def _mounts(lines: Sequence[str], asked: Iterable[str]) -> MountsState:
+    numbers: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
+    bare: dict[str, BareState] = {}
+    found: dict[str, list[str]] = {}
+    away: set[str] = set()
+    disk = ""
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "#away":
+            away.add(rest)
+        elif word == "#mounted":
+            point, source, kind = rest.split(" ")
+            seen[point] = (source, kind)
+        elif word == "#device":
+            number, _, name = rest.partition(" ")
+            numbers[name] = number
+        elif word == "#bare":
+            point, _, told = rest.partition(" ")
+            bits, _, content = told.partition(" ")
+            # lsattr(1): the fifth letter; a file system without attributes has none.
+            bare[point] = BareState(immutable=bits[4:5] == "i", content=content)
+        elif word == "#found":
+            disk = rest
+            found[disk] = []
+        else:
+            found[disk].append(line)
+    disks = {point: device for point, _, device in (pair.partition("=") for pair in asked)}
+    devices = set(disks.values())
+    missing = {point for point, device in disks.items() if point not in seen and device not in numbers}
+    # A pool whose disk is missing is not mounted either.
+    standing_on_it = bare.keys() - disks.keys() if missing else set()
+    return MountsState(
+        mounted={point: MountState(source, kind, numbers.get(source, "")) for point, (source, kind) in seen.items()},
+        disks={
+            device: DiskState(numbers[device], tuple(found.get(device, ())))
+            for device in sorted(devices & numbers.keys())
+        },
+        bare=bare,
+        away=frozenset(away),
+        unreachable=frozenset(away | missing | standing_on_it),
+    )
+
+
 def _inside(lines: Sequence[str]) -> tuple[dict[str, tuple[tuple[str, str], ...]], dict[str, str]]:
     containers: dict[str, str] = {}
     routes: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -918,6 +1227,94 @@ def _inside(lines: Sequence[str]) -> tuple[dict[str, tuple[tuple[str, str], ...]
             name = containers[first.split("/")[2]]
             routes[name] = (*routes[name], (_gateway(second), third))
     return routes, listed
+
+
+_ATTRIBUTE = re.compile(r'([A-Za-z]+)="([^"]*)"')
+
+
+def _plex(lines: Sequence[str]) -> PlexState:
+    """What the server said to four questions, in their order, and what its files say."""
+    answers: list[tuple[str, list[tuple[str, dict[str, str]]]]] = []
+    elements: list[tuple[str, dict[str, str]]] = []
+    sources: dict[str, bool] = {}
+    claimed, refused = False, ""
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        if kind == "#answer":
+            answers.append((rest, elements))
+            elements = []
+        elif kind == "#claimed":
+            claimed = True
+        elif kind == "#source":
+            what, path = rest.split(" ", 1)
+            sources[path] = what == "plex"
+        elif kind == "#refused":
+            refused = rest
+        elif kind.startswith("<"):
+            elements.append((kind[1:], {key: html.unescape(value) for key, value in _ATTRIBUTE.findall(rest)}))
+    questions = ("identity", "sessions", "libraries", "preferences")
+    said = {which: found for which, (code, found) in zip(questions, answers, strict=False) if code == "200"}
+    identity = next((of for name, of in said.get("identity", ()) if name == "MediaContainer"), None)
+    sessions = next((of.get("size", "") for name, of in said.get("sessions", ()) if name == "MediaContainer"), "")
+    told = {of["id"]: of.get("value", "") for name, of in said.get("preferences", ()) if name == "Setting"}
+    return PlexState(
+        answers=identity is not None,
+        version=(identity or {}).get("version", ""),
+        claimed=claimed or (identity or {}).get("claimed") == "1",
+        sessions=int(sessions) if sessions.isdecimal() else None,
+        preferences=told,
+        libraries=tuple(_libraries(said.get("libraries", ()))),
+        sources=sources,
+        refused_claim=refused,
+    )
+
+
+def _libraries(elements: Iterable[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Each Directory is followed by its Locations."""
+    found: list[tuple[str, str, list[str]]] = []
+    for name, of in elements:
+        if name == "Directory":
+            found.append((of.get("title", ""), of.get("type", ""), []))
+        elif name == "Location" and found:
+            found[-1][2].append(of.get("path", ""))
+    for title, kind, paths in found:
+        yield title, kind, tuple(paths)
+
+
+_NVIDIA_VERSION = re.compile(r"\d{3,}\.\d+(\.\d+)?")
+
+
+def _gpu(lines: Sequence[str]) -> GpuState:
+    about: dict[str, list[list[str]]] = {}
+    for line in lines:
+        kind, *values = line.split()
+        about.setdefault(kind, []).append(values)
+    nodes = {values[0]: values[1] for values in about.get("#node", ())}
+    links = {name for (name,) in about.get("#link", ())}
+    cards = []
+    for address, maker, device, driver in about.get("#card", ()):
+        rendering = [name for name, parent in sorted(nodes.items()) if parent == address]
+        card = Card(
+            address=address,
+            vendor=int(maker, 16),
+            device=int(device, 16),
+            driver=driver.strip("-"),
+            render=rendering[0] if rendering else "",
+        )
+        cards.append(replace(card, named=card.node.rpartition("/")[2] in links))
+
+    def word(kind: str) -> str:
+        return next((values[0] for values in about.get(kind, ()) if values), "")
+
+    return GpuState(
+        kernel=word("#kernel"),
+        cards=tuple(cards),
+        nodes=nodes,
+        secure_boot=any(values[4:5] == ["1"] for values in about.get("#secure", ())),
+        # NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (...)
+        nvidia=next((each for each in sum(about.get("#version", []), []) if _NVIDIA_VERSION.fullmatch(each)), ""),
+        guc=word("#enable_guc"),
+    )
 
 
 def _gateway(hexadecimal: str) -> str:

@@ -211,6 +211,42 @@ docker_insecure_registries = []
 # Further keys of daemon.json; ours win nothing over them.
 docker_daemon_extra = {}
 
+# Graphics cards for the services that can use one: every card that is found (auto), those of one maker, or
+# none. Installs firmware and drivers; docs/gpu.md tells which.
+gpu = 'none'
+
+# Which service gets which card: intel, nvidia or amd, a number in the order of the bus (0), an address
+# (0000:01:00.0), a node (/dev/dri/renderD128), an UUID (GPU-...), or none. Others get the best one.
+gpu_devices = {}
+
+# Hold NVIDIA's packages: an update would break what is being transcoded.
+gpu_hold = True
+
+# Load HuC on Intel Gen 9 to Tiger Lake (i915.enable_guc=2) for low-power encoding; needs a reboot, and a few
+# old machines hang with it.
+gpu_intel_low_power = False
+
+# NVIDIA's driver from the distribution, or from NVIDIA's own repository.
+gpu_nvidia_source = 'distro'
+
+# Driver branch such as 580; None takes the one that fits card and release.
+gpu_nvidia_branch = None
+
+# With Secure Boot a driver that is built on the host is refused, unless you enrolled its key.
+gpu_nvidia_secure_boot = 'refuse'
+
+# NVIDIA's driver repository, or your mirror of it.
+gpu_nvidia_apt_url = 'https://developer.download.nvidia.com/compute/cuda/repos'
+
+# Fingerprint its signing key must have.
+gpu_nvidia_apt_fingerprint = 'EB693B3035CD5710E231E123A4B469963BF863CC'
+
+# Repository of NVIDIA's container toolkit, or your mirror of it.
+gpu_toolkit_apt_url = 'https://nvidia.github.io/libnvidia-container'
+
+# Fingerprint its signing key must have.
+gpu_toolkit_apt_fingerprint = 'C95B321B61E88C1809C4F759DDCAE044F796ECB0'
+
 # `trash`: downloads and media below one data_root, imports are hardlinks. `split`: downloads on a disk of
 # their own (downloads_root), imports are copies.
 layout = 'trash'
@@ -226,6 +262,84 @@ media_libraries = ['movies', 'tv', 'music', 'books', 'audiobooks', 'podcasts']
 
 # Compose file, secrets and service configs.
 stack_root = '/opt/media-server'
+
+# Disks to mount: {device, at, filesystem, format, options}. device is UUID=... or /dev/disk/by-id/...,
+# filesystem ext4, xfs or btrfs; format True makes one, on an empty disk only.
+storage_disks = []
+
+# mergerfs pools: {at, branches, policy, minimum_free, options}. policy says where new files go (pfrd),
+# minimum_free is left on each branch (20G).
+storage_pools = []
+
+# NFS and SMB shares to mount: {kind, source, at, options, account}. account names an SMB share's vault
+# entries HOST/account/user and HOST/account/password.
+storage_shares = []
+
+# Seconds that a boot waits for a disk or share before it goes on without it.
+storage_device_timeout = 30
+
+# Default ACLs on the media tree: what anybody makes there can be changed by the media group, whatever his
+# umask. File systems without ACLs are left out.
+storage_acl = True
+
+# Mount points of the disks that hold SnapRAID's parity, one file each; as many disks may fail. Empty: no
+# SnapRAID.
+snapraid_parity = []
+
+# Mount points of the disks that it protects; None: every disk of storage_disks that is a branch of a pool, or
+# without pools every one that holds no parity.
+snapraid_data = None
+
+# What it leaves out, as snapraid.conf's exclude takes it.
+snapraid_exclude = ['*.unrecoverable', 'lost+found/', '.Trash-*/', 'incomplete/', '*.part', '*.!qB']
+
+# A sync is refused when more files than this were deleted since the last one.
+snapraid_delete_limit = 40
+
+# When the parity is brought up to date, each day, host time.
+snapraid_sync_at = '03:30'
+
+# When a part of the disks is read and compared with the parity, each week.
+snapraid_scrub_on = 'Sun 05:30'
+
+# How much of the array each scrub reads, per cent; 12 reads all of it in two months.
+snapraid_scrub_percent = 12
+
+# Swap of ours, beside what the host has: a file, or compressed memory (zram); none makes none.
+swap = 'none'
+
+# Size of that swap; of zram before compression.
+swap_size = '2g'
+
+# Watch the disks' own health reports (SMART) with smartd.
+smart = False
+
+# Disks to watch; empty: every one that smartd finds.
+smart_devices = []
+
+# Let each disk test itself: shortly each day at 02, thoroughly on Saturdays at 03.
+smart_self_tests = True
+
+# Degrees Celsius at which a disk is reported as too hot.
+smart_temperature = 55
+
+# Tell SSDs each week which blocks are free (fstrim.timer). False leaves the host's timer alone.
+trim = False
+
+# A directory for transcodes that can never grow beyond this, such as 100g; None: none.
+transcode_size = None
+
+# Where that directory is; on an SSD, when you have one.
+transcode_root = '/srv/cache/transcode'
+
+# Whether transcodes are kept on that disk, or in memory (tmpfs) until the next boot.
+transcode_in = 'disk'
+
+# A directory for thumbnails that can never grow beyond this, such as 50g; None: none.
+thumbnails_size = None
+
+# Where that directory is.
+thumbnails_root = '/srv/cache/thumbnails'
 
 # A named set of services.
 selection = 'home'
@@ -270,6 +384,43 @@ vpn_dns = []
 # The port at which peers reach the torrent client through the tunnel: nat-pmp asks the provider (Proton), a
 # number is one you were given (AirVPN).
 vpn_port_forwarding = 'off'
+
+# Plex Media Server: a package of Plex's own repository (native), a container (docker), or none.
+plex = 'none'
+
+# Version of the package to pin, such as 1.43.3.*; None takes the newest once. Another one is installed only
+# when nobody is playing.
+plex_version = None
+
+# Hold the package so that only a run of mediahost updates it.
+plex_hold = True
+
+# Plex's package repository, or your mirror.
+plex_apt_url = 'https://repo.plex.tv/deb'
+
+# Where its signing key is published.
+plex_apt_key_url = 'https://downloads.plex.tv/plex-keys/PlexSign.v2.key'
+
+# Fingerprint that key must have.
+plex_apt_fingerprint = '6EFFEB478A6559D75C7C4FE706C521790B9CFFDE'
+
+# Who may reach Plex at port 32400: everybody, as remote access without Plex's relay needs, or the home
+# network. What it uses to be discovered is open to the home network only.
+plex_exposure = 'wan'
+
+# The server's name in Plex's apps; None leaves it as it is.
+plex_name = None
+
+# Where the native Plex keeps running transcodes; None: transcode_root when transcode_size makes it, else
+# among Plex's data.
+plex_transcode_directory = None
+
+# Libraries to create where Plex has none of these paths (native): title to {type, paths, language}, type
+# being movie, show, artist or photo. None: those of media_libraries that Plex knows.
+plex_libraries = None
+
+# Further preferences of Plex by their own names (native), such as LanNetworksBandwidth.
+plex_preferences = {}
 
 # Your domain: services get https://NAME.domain. None: http://NAME.HOST.home.arpa.
 domain = None

@@ -26,7 +26,7 @@ from lab.mirror import debian_mirror
 from lab.oci import ARCHITECTURE, RELEASE, digest_of
 from lab.program import run
 from lab.registry import GUEST_ADDRESS
-from lab.vendor import Package, Vendor, docker
+from lab.vendor import Package, Vendor, docker, nvidia, plex
 
 WRONG_KEY = "gpg-wrong"
 """A valid key beside the right one that has signed nothing, for the test that it is refused."""
@@ -34,7 +34,7 @@ WRONG_KEY = "gpg-wrong"
 _DEFAULT_PORT = 8099
 _PORT_VARIABLE = "MEDIAHOST_LAB_APT_PORT"
 # Raised when the way packages are put together changes, so that all are made anew.
-_FORMAT = 1
+_FORMAT = 2
 # A guest's clock may lag behind the host's; neither keys nor signatures may come from its future.
 _BACKDATED = timedelta(hours=1)
 _KEY_BIRTH = "20250101T000000!"
@@ -99,7 +99,7 @@ def ensure_built(report: Report = lambda _text: None) -> Path:
     with daemon.locked(_directory() / "build.lock"):
         debs = _debian_packages(docker.SOURCES, report)
         versions = {name: _upstream_version(deb) for name, deb in debs.items()}
-        vendors = [docker.vendor(versions)]
+        vendors = [docker.vendor(versions), plex.vendor(), *nvidia.vendors()]
         right, wrong = _signing_key("right"), _signing_key("wrong")
         inputs = [_FORMAT, [asdict(vendor) for vendor in vendors], right.fingerprint, wrong.fingerprint]
         key = digest_of([*inputs, sorted(deb.name for deb in debs.values())])[:16]
@@ -170,7 +170,8 @@ def _upstream_version(deb: Path) -> str:
 def _build_vendor(
     vendor: Vendor, debs: dict[str, Path], root: Path, right: _Key, wrong: _Key, report: Report
 ) -> None:
-    pool = f"dists/{vendor.suite}/pool/{vendor.component}/{ARCHITECTURE}"
+    flat = vendor.suite == "/"
+    pool = "." if flat else f"dists/{vendor.suite}/pool/{vendor.component}/{ARCHITECTURE}"
     (root / pool).mkdir(parents=True)
     for package in vendor.packages:
         report(f"Packing {package.name} {package.version}")
@@ -181,12 +182,13 @@ def _build_vendor(
     index = run(["dpkg-scanpackages", "--multiversion", pool], "dpkg-dev", directory=root)
     # Its last line counts the packages, on the error output.
     index = index[: index.rindex("\n\n") + 2] if "\n\n" in index else index
-    lists = root / "dists" / vendor.suite / vendor.component / f"binary-{ARCHITECTURE}"
-    lists.mkdir(parents=True)
+    suite = root if flat else root / "dists" / vendor.suite
+    lists = root if flat else suite / vendor.component / f"binary-{ARCHITECTURE}"
+    lists.mkdir(parents=True, exist_ok=True)
     (lists / "Packages").write_text(index, encoding="utf-8")
     (lists / "Packages.gz").write_bytes(gzip.compress(index.encode(), mtime=0))
-    _sign(vendor, root / "dists" / vendor.suite, [lists / "Packages", lists / "Packages.gz"], right)
-    _export(right, root / vendor.key)
+    _sign(vendor, suite, [lists / "Packages", lists / "Packages.gz"], right)
+    _export(right, root / vendor.key.format(id=right.fingerprint[-8:].lower()))
     _export(wrong, root / WRONG_KEY)
 
 
@@ -202,6 +204,8 @@ def _build_package(package: Package, contents: Iterable[Path], target: Path) -> 
         _write(tree / f"usr/share/doc/{package.name}/copyright", "\n".join(notices))
         for path, text in package.files:
             _write(tree / path.lstrip("/"), text)
+        for path, text in package.programs:
+            _write(tree / path.lstrip("/"), text, 0o755)
         files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
         conffiles = [f"/{path.relative_to(tree)}" for path in files if path.is_relative_to(tree / "etc")]
         kibibytes = sum(path.stat().st_size for path in files) // 1024
@@ -227,18 +231,25 @@ def _control_files(package: Package, conffiles: Sequence[str], kibibytes: int) -
     fields += [("Maintainer", "mediahost lab <lab@localhost>"), ("Installed-Size", str(kibibytes))]
     fields += [("Section", "admin"), ("Priority", "optional"), *package.relations]
     fields += [("Description", f"{package.description} (mediahost lab)")]
-    note = f" Debian's {' and '.join(package.contents)} under the vendor's package name, for tests."
+    inside = f"Debian's {' and '.join(package.contents)}" if package.contents else "A stand-in"
+    note = f" {inside} under the vendor's package name, for tests."
     yield "control", "".join(f"{name}: {value}\n" for name, value in fields) + note + "\n", 0o644
     if conffiles:
         yield "conffiles", "".join(f"{path}\n" for path in conffiles), 0o644
     if package.units:
         units = " ".join(package.units)
-        group = f"getent group {package.group} >/dev/null || groupadd --system {package.group}"
-        make_group = f'if [ "$1" = configure ]; then\n    {group}\nfi' if package.group else ""
+        made = [f"getent group {package.group} >/dev/null || groupadd --system {package.group}"]
+        if package.user:
+            account = f"--system --gid {package.group} --home-dir {package.home} --shell /usr/sbin/nologin"
+            made.append(f"getent passwd {package.user} >/dev/null || useradd {account} {package.user}")
+            made.append(f"install -d -o {package.user} -g {package.group} -m 0755 {package.home}")
+        make_group = f'if [ "$1" = configure ]; then\n    {_LINES.join(made)}\nfi' if package.group else ""
         yield "postinst", _POSTINST.format(units=units, make_group=make_group), 0o755
         yield "prerm", _PRERM.format(units=units), 0o755
         yield "postrm", _POSTRM.format(units=units), 0o755
 
+
+_LINES = "\n    "
 
 # What debhelper makes of `dh_installsystemd`: enabled and started at first, restarted on an upgrade, an
 # administrator's `systemctl disable` kept (deb-systemd-helper(1p), deb-systemd-invoke(1p)).
@@ -282,9 +293,10 @@ fi
 def _sign(vendor: Vendor, suite: Path, indices: Sequence[Path], key: _Key) -> None:
     """Write Release, InRelease and Release.gpg of a suite (Debian wiki, "Repository format")."""
     moment = datetime.now(UTC) - _BACKDATED
-    lines = [f"Origin: {vendor.origin}", f"Label: {vendor.label}", f"Suite: {vendor.suite}"]
-    lines += [f"Codename: {vendor.suite}", f"Date: {moment:%a, %d %b %Y %H:%M:%S} UTC"]
-    lines += [f"Architectures: {ARCHITECTURE}", f"Components: {vendor.component}", "SHA256:"]
+    lines = [f"Origin: {vendor.origin}", f"Label: {vendor.label}"]
+    if vendor.suite != "/":
+        lines += [f"Suite: {vendor.suite}", f"Codename: {vendor.suite}", f"Components: {vendor.component}"]
+    lines += [f"Date: {moment:%a, %d %b %Y %H:%M:%S} UTC", f"Architectures: {ARCHITECTURE}", "SHA256:"]
     for path in indices:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines.append(f" {digest} {path.stat().st_size} {path.relative_to(suite)}")

@@ -1,4 +1,4 @@
-"""Does to lab machines on purpose what goes wrong on real ones: lost power, a freeze, a pulled cable, a full disk.
+"""Does to lab machines on purpose what goes wrong on real ones: lost power, a freeze, a pulled cable, a lost disk.
 
 Each fault that lasts is a context manager and is undone at its end, also when the test inside fails.
 """
@@ -48,6 +48,16 @@ def unplugged(machine: Machine, card: str = network.SEGMENT) -> Iterator[None]:
         yield
     finally:
         machine.set_link(card, up=True)
+
+
+@contextlib.contextmanager
+def disk_removed(machine: Machine, number: int = 1) -> Iterator[None]:
+    """The extra disk of that number is pulled while the guest uses it, or, on one that is off, before it starts."""
+    machine.remove_disk(number)
+    try:
+        yield
+    finally:
+        machine.insert_disk(number)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,6 @@ _BASE_PACKAGES = (
     "dbus",
     "e2fsprogs",
     "iproute2",
-    "linux-image-cloud-amd64",
     "netbase",
     "openssh-server",
     "sudo",
@@ -132,12 +131,21 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an image is: a name, a Debian release, packages beyond the bare ones, disk size (GiB)."""
+    """What an image is: a name, a Debian release, packages beyond the bare ones, disk size (GiB), kernel package.
+
+    A cloud's kernel has no graphics drivers at all; linux-image-amd64 has.
+    """
 
     name: str
     release: str = "trixie"
     packages: tuple[str, ...] = ()
     disk_gib: int = 12
+    kernel: str = "linux-image-cloud-amd64"
+
+    @property
+    def every_package(self) -> list[str]:
+        """What is installed, in alphabetical order."""
+        return sorted({*_BASE_PACKAGES, *self.packages, self.kernel})
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ def _image(key: str) -> Image:
 def _key(spec: ImageSpec, mirror: Mirror, public_key: str) -> str:
     inputs = [
         spec.release,
-        sorted({*_BASE_PACKAGES, *spec.packages}),
+        spec.every_package,
         spec.disk_gib,
         mirror.uri,
         mirror.security_uri,
@@ -270,7 +278,7 @@ def _assemble(spec: ImageSpec, mirror: Mirror, public_key: str, work: Path, file
 
     report(f"Installing Debian {spec.release} into a root file system with mmdebstrap")
     tar = work / "root.tar"
-    packages = ",".join(sorted({*_BASE_PACKAGES, *spec.packages}))
+    packages = ",".join(spec.every_package)
     run(
         [
             *_MMDEBSTRAP,

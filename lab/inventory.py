@@ -7,6 +7,7 @@ from typing import Any
 from lab import aptrepo, image, registry
 from lab.machine import Machine, all_machines
 from lab.network import LOOPBACK
+from lab.vendor import nvidia, plex
 
 
 def connection(machine: Machine) -> dict[str, Any]:
@@ -30,6 +31,13 @@ def supply() -> dict[str, Any]:
         "docker_insecure_registries": [registry.prefix()],
         "docker_apt_url": f"{aptrepo.guest_url()}/linux",
         "docker_apt_fingerprint": aptrepo.fingerprint(),
+        "gpu_toolkit_apt_url": f"{aptrepo.guest_url()}/{nvidia.TOOLKIT}",
+        "gpu_toolkit_apt_fingerprint": aptrepo.fingerprint(),
+        "gpu_nvidia_apt_url": f"{aptrepo.guest_url()}/{nvidia.DRIVER}",
+        "gpu_nvidia_apt_fingerprint": aptrepo.fingerprint(),
+        "plex_apt_url": f"{aptrepo.guest_url()}/plex/deb",
+        "plex_apt_key_url": f"{aptrepo.guest_url()}/plex/deb/{plex.KEY}",
+        "plex_apt_fingerprint": aptrepo.fingerprint(),
     }
 
 

@@ -37,6 +37,10 @@ BOOT_SECONDS = 900
 _SPARE_MIB = 512
 """QEMU's own memory beside the guest's: translated code under TCG (tb-size) and device state."""
 _POLL_SECONDS = 0.3
+_FIRST_DISK_SLOT = 0x10
+"""PCI slot of the first extra disk. A disk that is plugged in again must be where a snapshot has it."""
+_MOST_DISKS = 14
+_UNPLUG_SECONDS = 60
 _LONGEST_SOCKET_PATH = 107
 """sun_path of unix(7), less its final zero byte."""
 
@@ -64,6 +68,8 @@ class _Record:
     durable: bool
     forwards: dict[str, int] = field(default_factory=dict)
     """Guest TCP port (as text, for JSON) to the port on the host's loopback."""
+    removed: list[int] = field(default_factory=list)
+    """Numbers of the extra disks that are not plugged in."""
 
 
 class Machine:
@@ -91,6 +97,8 @@ class Machine:
     ) -> None:
         if not NAME_PATTERN.fullmatch(name):
             raise ValueError(f"{name!r} is no machine name: lower-case letters, digits and - inside, at most 32")
+        if len(disks) > _MOST_DISKS:
+            raise ValueError(f"a machine has at most {_MOST_DISKS} extra disks, not {len(disks)}")
         if not 1 <= index <= LAST_INDEX:
             raise ValueError(f"the index of a machine is 1 to {LAST_INDEX}, not {index}")
         self.name = name
@@ -266,6 +274,9 @@ class Machine:
                 f"mediahost lab snapshot {self.name} {name}",
             )
         self._drop_ssh()
+        for number in self._record().removed:
+            # A snapshot is of all disks, and of a machine that has them.
+            self.insert_disk(number)
         if self.is_running():
             self._monitor(f"loadvm {name}", f"The snapshot {name} of {self.name} could not be restored")
             qmp.execute(self._control, "cont")
@@ -391,6 +402,47 @@ class Machine:
         """Plug or pull the cable of the card on the UPLINK or the SEGMENT."""
         qmp.execute(self._control, "set_link", {"name": card, "up": up})
 
+    def remove_disk(self, number: int) -> None:
+        """Pull the extra disk of that number (from 1 on), whatever the guest does with it; what is on it stays.
+
+        On a machine that does not run it is missing from the next start on. Nothing when it is out already. Raises
+        LabError when the guest does not let go of the device.
+        """
+        record = self._known_disk(number)
+        if number in record.removed:
+            return
+        if self.is_running():
+            name = _disk_device(number)
+            qmp.execute(self._control, "device_del", {"id": name})
+            deadline = time.monotonic() + _UNPLUG_SECONDS
+            while name in self._devices():
+                if time.monotonic() > deadline:
+                    raise LabError(
+                        f"Disk {number} of {self.name} could not be pulled",
+                        f"the guest did not let go of it within {_UNPLUG_SECONDS} s",
+                        f"read {self.serial_log}; only a guest that is up lets go of PCI devices",
+                    )
+                time.sleep(_POLL_SECONDS)
+        record.removed = sorted({*record.removed, number})
+        self._write_record(record)
+
+    def insert_disk(self, number: int) -> None:
+        """Plug a removed disk in again, as it was. Nothing when it is in."""
+        record = self._known_disk(number)
+        if number not in record.removed:
+            return
+        if self.is_running():
+            # QEMU forgets a drive together with its device. The monitor says OK, QMP has no such command.
+            answer = qmp.monitor(self._control, f"drive_add 0 {self._drive(number)}")
+            if answer not in ("", "OK"):
+                raise LabError(f"Disk {number} of {self.name} could not be plugged in", answer, "see QEMU's answer")
+            words = _disk_words(number)
+            driver, _, rest = words.partition(",")
+            arguments = {"driver": driver, **dict(word.split("=", 1) for word in rest.split(","))}
+            qmp.execute(self._control, "device_add", arguments)
+        record.removed = [each for each in record.removed if each != number]
+        self._write_record(record)
+
     def start_capture(self, card: str = network.SEGMENT) -> Path:
         """Record the card's frames, both ways, from now on into a new `capture_file()`; returns that file."""
         self._require_running("capture packets")
@@ -479,7 +531,6 @@ class Machine:
         self._written_ssh_config()
 
     def _command(self, record: _Record, built: Image) -> list[str]:
-        cache = "writeback" if self.durable else "unsafe"
         command = [
             "qemu-system-x86_64",
             *("-name", self.name, *accelerator.flags(built)),
@@ -501,10 +552,11 @@ class Machine:
             *("-serial", "chardev:serial"),
             *("-pidfile", str(self.directory / "qemu.pid"), "-daemonize"),
         ]
-        for number, path in enumerate([self._root_disk, *map(self._extra_disk, range(1, len(self.disks) + 1))]):
-            label = "root" if number == 0 else f"disk{number}"
-            command += ["-drive", f"if=none,id={label},file={path},format=qcow2,cache={cache},discard=unmap"]
-            command += ["-device", f"virtio-blk-pci,drive={label},serial={label}"]
+        root = f"if=none,id=root,file={self._root_disk},format=qcow2,cache={self._cache},discard=unmap"
+        command += ["-drive", root, "-device", "virtio-blk-pci,drive=root,serial=root"]
+        for number in range(1, len(self.disks) + 1):
+            if number not in record.removed:
+                command += ["-drive", self._drive(number), "-device", _disk_words(number)]
         forwards = "".join(
             f",hostfwd=tcp:{network.LOOPBACK}:{host}-:{guest}" for guest, host in record.forwards.items()
         )
@@ -576,6 +628,27 @@ class Machine:
                 "free some space there, or set XDG_CACHE_HOME to a directory on a larger disk",
             )
 
+    @property
+    def _cache(self) -> str:
+        return "writeback" if self.durable else "unsafe"
+
+    def _drive(self, number: int) -> str:
+        """The extra disk's file, in QEMU's words."""
+        path = self._extra_disk(number)
+        return f"if=none,id=disk{number},file={path},format=qcow2,cache={self._cache},discard=unmap"
+
+    def _known_disk(self, number: int) -> _Record:
+        record = self._record()
+        if not 1 <= number <= len(record.disks):
+            raise ValueError(f"{self.name} has {len(record.disks)} extra disks, there is no number {number}")
+        return record
+
+    def _devices(self) -> set[str]:
+        """Ids of the devices that are plugged in."""
+        return {
+            str(entry["name"]) for entry in qmp.execute(self._control, "qom-list", {"path": "/machine/peripheral"})
+        }
+
     def _extra_disk(self, number: int) -> Path:
         return self.directory / f"disk{number}.qcow2"
 
@@ -644,6 +717,17 @@ def all_machines() -> list[Machine]:
     """Every machine of the lab that exists, running or not, by index."""
     found = [entry.name for entry in paths.machines().iterdir() if _read_record(entry) is not None]
     return sorted((Machine.load(name) for name in found), key=lambda machine: machine.index)
+
+
+def _disk_device(number: int) -> str:
+    """QEMU's id of an extra disk's device; the drive behind it has its own."""
+    return f"plugged-disk{number}"
+
+
+def _disk_words(number: int) -> str:
+    """The extra disk's device, as `-device` takes it."""
+    slot = _FIRST_DISK_SLOT + number - 1
+    return f"virtio-blk-pci,id={_disk_device(number)},drive=disk{number},serial=disk{number},addr={slot:#x}"
 
 
 def free_index(taken: Collection[int]) -> int:

@@ -204,6 +204,11 @@ class Service(_Strict):
     read_only: bool = False
     init: bool = False
     devices: list[Literal["/dev/net/tun"]] = Field([], description="Device files of the host it opens.")
+    gpu: Literal["none", "transcode", "compute"] = Field(
+        "none",
+        description="What it does with a graphics card where `gpu` gives it one: transcode video, or compute "
+        "(OpenCL, CUDA). It must do without one, too.",
+    )
     vpn: bool = Field(
         False,
         description="Its traffic belongs into the tunnel when a VPN is configured; `vpn_services` can say otherwise.",

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 from zoneinfo import available_timezones
 
@@ -32,28 +32,35 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from mediahost import controls, public_key
+from mediahost import controls, public_key, storage, upkeep
+from mediahost.paths import AbsolutePath, below
+from mediahost.storage import Disk, Pool, Share
 
 _Extra = TypeVar("_Extra", "FirewallExtra", "OutboundExtra")
 
 # Keys that belong to pyinfra's connectors and global arguments, not to us.
 _FOREIGN_PREFIXES = ("ssh_", "_", "docker_container_", "local_", "vagrant_", "fake_")
+# Preferences of Plex that keys of ours set, and those that are the server's identity.
+_PLEX_SETTINGS = {
+    "FriendlyName": "plex_name",
+    "TranscoderTempDirectory": "plex_transcode_directory",
+    "HardwareAcceleratedCodecs": "gpu",
+    "HardwareAcceleratedEncoders": "gpu",
+}
+_PLEX_IDENTITY = ("PlexOnline", "MachineIdentifier", "ProcessedMachine", "AnonymousMachine", "Certificate")
 # Used with fullmatch: `$` would let a line feed at the end through.
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8), NAME_REGEX of Debian's adduser
 _SSH_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) ")
 _SERVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])")
+_GPU = re.compile(
+    r"none|intel|nvidia|amd|[0-9]{1,2}|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]|/dev/dri/renderD[0-9]{1,3}"
+    r"|GPU-[0-9a-f-]{8,36}"
+)
 _SIZE = re.compile(r"[0-9]+[kmgKMG]")
 _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~%+/-]*)?")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")  # Debian Policy 5.6.1; apt reads `name-` as "remove it"
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+")
-# The file system hierarchy's own directories: changing their owner or mode breaks the host.
-_SYSTEM_DIRECTORIES = frozenset(
-    """/bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /lost+found /media /mnt /opt /proc /root /run /sbin /srv
-    /sys /tmp /usr /var""".split()  # noqa: SIM905 - one list of 22 lines tells less
-)
-# What lies below these is the kernel's or gone after a reboot.
-_VOLATILE_DIRECTORIES = ("/dev", "/proc", "/run", "/sys")
 
 
 def _network(value: str) -> str:
@@ -173,24 +180,6 @@ def _sysctl_name(value: str) -> str:
     return value
 
 
-def _absolute_path(value: str) -> str:
-    # POSIX keeps two leading slashes apart; here they are one.
-    path = PurePosixPath(re.sub("^/+", "/", value))
-    if not path.is_absolute() or ".." in path.parts:
-        raise ValueError("write an absolute path without '..', such as /data")
-    if len(path.parts) < 2:
-        raise ValueError("the root directory itself cannot be used; choose a directory below it, such as /data")
-    if re.search(r"[^A-Za-z0-9_./@+-]", value):
-        raise ValueError("use letters, digits and . _ - @ + only: the path ends up in unit and compose files")
-    if str(path) in _SYSTEM_DIRECTORIES:
-        raise ValueError(
-            f"{path} belongs to the system; choose a directory below /srv, /opt or /mnt, or one like /data"
-        )
-    if any(_below(str(path), parent) for parent in _VOLATILE_DIRECTORIES):
-        raise ValueError("what lies there is gone after a reboot; choose a directory on a disk, such as /data")
-    return str(path)
-
-
 def _timezone(value: str) -> str:
     if value not in available_timezones():
         near = difflib.get_close_matches(value, available_timezones(), n=1)
@@ -233,6 +222,28 @@ def _url(value: str) -> str:
 def _clock_time(value: str) -> str:
     if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", value):
         raise ValueError("write a time of day such as 04:30")
+    return value
+
+
+def _week_time(value: str) -> str:
+    day, _, at = value.partition(" ")
+    if day not in ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"):
+        raise ValueError("write a day of the week and a time such as Sun 05:30")
+    return f"{day} {_clock_time(at)}"
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"/dev/[A-Za-z0-9_./:+@-]+", value) or ".." in value:
+        raise ValueError("write a device such as /dev/disk/by-id/ata-WDC_WD80EFAX-68KNBN0_VAGX1234")
+    return value
+
+
+def _gpu_selector(value: str) -> str:
+    if not _GPU.fullmatch(value):
+        raise ValueError(
+            "write intel, nvidia, amd, a number such as 0, an address such as 0000:01:00.0, a node such as "
+            "/dev/dri/renderD128, an UUID such as GPU-1a2b..., or none"
+        )
     return value
 
 
@@ -297,6 +308,16 @@ def _group_names(value: list[str]) -> list[str]:
     return value
 
 
+def _plex_preference(value: str) -> str:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9]{0,63}", value):
+        raise ValueError("write a preference as Plex names it, such as LanNetworksBandwidth")
+    if value in _PLEX_SETTINGS:
+        raise ValueError(f"set {_PLEX_SETTINGS[value]} instead")
+    if value.startswith(_PLEX_IDENTITY):
+        raise ValueError("this is who the server is, or a secret of it; Plex sets it itself")
+    return value
+
+
 def _day(value: object) -> date | None:
     if value is None or type(value) is date:
         return value
@@ -311,7 +332,6 @@ def _form_of_admin(value: object) -> str:
 
 
 Network = Annotated[str, AfterValidator(_network)]
-AbsolutePath = Annotated[str, AfterValidator(_absolute_path)]
 UserName = Annotated[str, AfterValidator(_user_name)]
 PublicKeys = Annotated[list[str], AfterValidator(_public_keys)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -347,6 +367,15 @@ class OutboundExtra(TypedDict):
     protocol: NotRequired[Literal["tcp", "udp", "any"]]
     destination: NotRequired[Annotated[str, AfterValidator(_source)]]
     comment: NotRequired[Annotated[str, AfterValidator(_comment)]]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class PlexLibrary(TypedDict):
+    """A library of Plex: what is in it, and the directories on the host. `language` as Plex writes it: en-US."""
+
+    type: Literal["movie", "show", "artist", "photo"]
+    paths: Annotated[list[AbsolutePath], Field(min_length=1)]
+    language: NotRequired[Annotated[str, Field(pattern=r"^[a-z]{2}(-[A-Z]{2})?$")]]
 
 
 class Administrator(BaseModel):
@@ -569,6 +598,50 @@ class Settings(BaseModel):
         {}, description="Further keys of daemon.json; ours win nothing over them."
     )
 
+    # gpu
+    gpu: Literal["none", "auto", "intel", "nvidia", "amd"] = Field(
+        "none",
+        description="Graphics cards for the services that can use one: every card that is found (auto), those of "
+        "one maker, or none. Installs firmware and drivers; docs/gpu.md tells which.",
+    )
+    gpu_devices: dict[str, Annotated[str, AfterValidator(_gpu_selector)]] = Field(
+        {},
+        description="Which service gets which card: intel, nvidia or amd, a number in the order of the bus (0), an "
+        "address (0000:01:00.0), a node (/dev/dri/renderD128), an UUID (GPU-...), or none. Others get the best one.",
+    )
+    gpu_hold: bool = Field(
+        True, description="Hold NVIDIA's packages: an update would break what is being transcoded."
+    )
+    gpu_intel_low_power: bool = Field(
+        False,
+        description="Load HuC on Intel Gen 9 to Tiger Lake (i915.enable_guc=2) for low-power encoding; needs a "
+        "reboot, and a few old machines hang with it.",
+    )
+    gpu_nvidia_source: Literal["distro", "nvidia"] = Field(
+        "distro", description="NVIDIA's driver from the distribution, or from NVIDIA's own repository."
+    )
+    gpu_nvidia_branch: Annotated[int, Field(ge=470, le=999)] | None = Field(
+        None, description="Driver branch such as 580; None takes the one that fits card and release."
+    )
+    gpu_nvidia_secure_boot: Literal["refuse", "enrolled"] = Field(
+        "refuse",
+        description="With Secure Boot a driver that is built on the host is refused, unless you enrolled its key.",
+    )
+    gpu_nvidia_apt_url: Url = Field(
+        "https://developer.download.nvidia.com/compute/cuda/repos",
+        description="NVIDIA's driver repository, or your mirror of it.",
+    )
+    gpu_nvidia_apt_fingerprint: Annotated[str, AfterValidator(_fingerprint)] = Field(
+        "EB693B3035CD5710E231E123A4B469963BF863CC", description="Fingerprint its signing key must have."
+    )
+    gpu_toolkit_apt_url: Url = Field(
+        "https://nvidia.github.io/libnvidia-container",
+        description="Repository of NVIDIA's container toolkit, or your mirror of it.",
+    )
+    gpu_toolkit_apt_fingerprint: Annotated[str, AfterValidator(_fingerprint)] = Field(
+        "C95B321B61E88C1809C4F759DDCAE044F796ECB0", description="Fingerprint its signing key must have."
+    )
+
     # storage
     layout: Literal["trash", "split"] = Field(
         "trash",
@@ -581,6 +654,90 @@ class Settings(BaseModel):
         ["movies", "tv", "music", "books", "audiobooks", "podcasts"], description="Directories below media."
     )
     stack_root: AbsolutePath = Field("/opt/media-server", description="Compose file, secrets and service configs.")
+    storage_disks: list[Disk] = Field(
+        [],
+        description="Disks to mount: {device, at, filesystem, format, options}. device is UUID=... or "
+        "/dev/disk/by-id/..., filesystem ext4, xfs or btrfs; format True makes one, on an empty disk only.",
+    )
+    storage_pools: list[Pool] = Field(
+        [],
+        description="mergerfs pools: {at, branches, policy, minimum_free, options}. policy says where new files go "
+        "(pfrd), minimum_free is left on each branch (20G).",
+    )
+    storage_shares: list[Share] = Field(
+        [],
+        description="NFS and SMB shares to mount: {kind, source, at, options, account}. account names an SMB share's "
+        "vault entries HOST/account/user and HOST/account/password.",
+    )
+    storage_device_timeout: Annotated[int, Field(ge=5, le=600)] = Field(
+        30, description="Seconds that a boot waits for a disk or share before it goes on without it."
+    )
+
+    storage_acl: bool = Field(
+        True,
+        description="Default ACLs on the media tree: what anybody makes there can be changed by the media group, "
+        "whatever his umask. File systems without ACLs are left out.",
+    )
+
+    # care of disks
+    snapraid_parity: list[AbsolutePath] = Field(
+        [],
+        description="Mount points of the disks that hold SnapRAID's parity, one file each; as many disks may fail. "
+        "Empty: no SnapRAID.",
+    )
+    snapraid_data: list[AbsolutePath] | None = Field(
+        None,
+        description="Mount points of the disks that it protects; None: every disk of storage_disks that is a branch "
+        "of a pool, or without pools every one that holds no parity.",
+    )
+    snapraid_exclude: list[Line] = Field(
+        ["*.unrecoverable", "lost+found/", ".Trash-*/", "incomplete/", "*.part", "*.!qB"],
+        description="What it leaves out, as snapraid.conf's exclude takes it.",
+    )
+    snapraid_delete_limit: Annotated[int, Field(ge=0)] = Field(
+        40, description="A sync is refused when more files than this were deleted since the last one."
+    )
+    snapraid_sync_at: Annotated[str, AfterValidator(_clock_time)] = Field(
+        "03:30", description="When the parity is brought up to date, each day, host time."
+    )
+    snapraid_scrub_on: Annotated[str, AfterValidator(_week_time)] = Field(
+        "Sun 05:30", description="When a part of the disks is read and compared with the parity, each week."
+    )
+    snapraid_scrub_percent: Annotated[int, Field(ge=1, le=100)] = Field(
+        12, description="How much of the array each scrub reads, per cent; 12 reads all of it in two months."
+    )
+    swap: Literal["none", "file", "zram"] = Field(
+        "none",
+        description="Swap of ours, beside what the host has: a file, or compressed memory (zram); none makes none.",
+    )
+    swap_size: Size = Field("2g", description="Size of that swap; of zram before compression.")
+    smart: bool = Field(False, description="Watch the disks' own health reports (SMART) with smartd.")
+    smart_devices: list[Annotated[str, AfterValidator(_device)]] = Field(
+        [], description="Disks to watch; empty: every one that smartd finds."
+    )
+    smart_self_tests: bool = Field(
+        True, description="Let each disk test itself: shortly each day at 02, thoroughly on Saturdays at 03."
+    )
+    smart_temperature: Annotated[int, Field(ge=30, le=90)] = Field(
+        55, description="Degrees Celsius at which a disk is reported as too hot."
+    )
+    trim: bool = Field(
+        False,
+        description="Tell SSDs each week which blocks are free (fstrim.timer). False leaves the host's timer alone.",
+    )
+    transcode_size: Size | None = Field(
+        None, description="A directory for transcodes that can never grow beyond this, such as 100g; None: none."
+    )
+    transcode_root: AbsolutePath = Field(
+        "/srv/cache/transcode", description="Where that directory is; on an SSD, when you have one."
+    )
+    transcode_in: Literal["disk", "memory"] = Field(
+        "disk", description="Whether transcodes are kept on that disk, or in memory (tmpfs) until the next boot."
+    )
+    thumbnails_size: Size | None = Field(
+        None, description="A directory for thumbnails that can never grow beyond this, such as 50g; None: none."
+    )
+    thumbnails_root: AbsolutePath = Field("/srv/cache/thumbnails", description="Where that directory is.")
 
     # stack
     selection: Literal["home", "none"] = Field("home", description="A named set of services.")
@@ -627,6 +784,44 @@ class Settings(BaseModel):
         "(Proton), a number is one you were given (AirVPN).",
     )
 
+    # plex
+    plex: Literal["none", "native", "docker"] = Field(
+        "none",
+        description="Plex Media Server: a package of Plex's own repository (native), a container (docker), or none.",
+    )
+    plex_version: Line | None = Field(
+        None,
+        description="Version of the package to pin, such as 1.43.3.*; None takes the newest once. Another one is "
+        "installed only when nobody is playing.",
+    )
+    plex_hold: bool = Field(True, description="Hold the package so that only a run of mediahost updates it.")
+    plex_apt_url: Url = Field("https://repo.plex.tv/deb", description="Plex's package repository, or your mirror.")
+    plex_apt_key_url: Url = Field(
+        "https://downloads.plex.tv/plex-keys/PlexSign.v2.key", description="Where its signing key is published."
+    )
+    plex_apt_fingerprint: Annotated[str, AfterValidator(_fingerprint)] = Field(
+        "6EFFEB478A6559D75C7C4FE706C521790B9CFFDE", description="Fingerprint that key must have."
+    )
+    plex_exposure: Literal["wan", "lan"] = Field(
+        "wan",
+        description="Who may reach Plex at port 32400: everybody, as remote access without Plex's relay needs, or "
+        "the home network. What it uses to be discovered is open to the home network only.",
+    )
+    plex_name: Line | None = Field(None, description="The server's name in Plex's apps; None leaves it as it is.")
+    plex_transcode_directory: AbsolutePath | None = Field(
+        None,
+        description="Where the native Plex keeps running transcodes; None: transcode_root when transcode_size makes "
+        "it, else among Plex's data.",
+    )
+    plex_libraries: dict[Line, PlexLibrary] | None = Field(
+        None,
+        description="Libraries to create where Plex has none of these paths (native): title to {type, paths, "
+        "language}, type being movie, show, artist or photo. None: those of media_libraries that Plex knows.",
+    )
+    plex_preferences: dict[Annotated[str, AfterValidator(_plex_preference)], str | bool | int] = Field(
+        {}, description="Further preferences of Plex by their own names (native), such as LanNetworksBandwidth."
+    )
+
     # proxy
     domain: Annotated[str, AfterValidator(_domain)] | None = Field(
         None, description="Your domain: services get https://NAME.domain. None: http://NAME.HOST.home.arpa."
@@ -669,6 +864,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
         "services": settings.services,
         "services_disabled": settings.services_disabled,
         "service_overrides": settings.service_overrides,
+        "gpu_devices": settings.gpu_devices,
     }
     for key, names in named.items():
         for name in names:
@@ -683,6 +879,8 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
             "firewall-backend must stay iptables: Docker's nftables backend has no DOCKER-USER chain, so published "
             "ports could not be filtered, and UFW's forward policy would drop them. Delete that key",
         )
+    if settings.gpu == "none" and settings.gpu_devices:
+        yield "gpu_devices", "gives out cards while gpu = 'none' asks for none; set gpu = 'auto', or delete this line"
     if settings.fail2ban_longest_ban < settings.fail2ban_ban_time:
         yield "fail2ban_longest_ban", "is shorter than fail2ban_ban_time; raise it"
     yield from _unusable_keys(settings)
@@ -691,19 +889,22 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.sshd_totp and not settings.admins:
         yield "sshd_totp", "nobody could log in from outside: only administrators have a code; fill `admins`"
     yield from _vpn_conflicts(settings)
+    yield from upkeep.conflicts(settings)
     if settings.docker_nofile_hard < settings.docker_nofile_soft:
         yield "docker_nofile_hard", "is smaller than docker_nofile_soft; raise it"
-    if settings.layout == "split" and _below(settings.downloads_root, settings.media_root):
+    if settings.layout == "split" and below(settings.downloads_root, settings.media_root):
         yield "downloads_root", "lies inside data_root/media; choose a directory beside it"
     # What services mount: in `trash` all of data_root, in `split` its media and the downloads.
     mounted = (settings.data_root,) if settings.layout == "trash" else (settings.media_root, settings.downloads_root)
     for parent in mounted:
-        if _below(settings.stack_root, parent):
+        if below(settings.stack_root, parent):
             yield (
                 "stack_root",
                 f"{settings.stack_root} lies inside {parent}, which services mount: they would see every config and "
                 "secret. Choose a directory outside, such as /opt/media-server",
             )
+    yield from _plex_conflicts(settings)
+    yield from storage.conflicts(settings)
     prefix = settings.registry_prefix
     if prefix and not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]+)?", prefix):
         yield "registry_prefix", "write host[:port][/path] without https://"
@@ -735,6 +936,25 @@ def _vpn_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _forwarding_conflicts(settings)
 
 
+def _plex_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Keys of Plex that contradict each other."""
+    directory = settings.plex_transcode_directory
+    if directory is not None and below(directory, "/tmp"):  # noqa: S108 - refused
+        yield (
+            "plex_transcode_directory",
+            "is memory without a limit on newer releases; choose a directory on a disk, or transcode_size and "
+            "transcode_in memory",
+        )
+    if directory is not None and below(directory, settings.data_root):
+        yield (
+            "plex_transcode_directory",
+            f"lies inside {settings.data_root}, which services mount; choose a directory beside it",
+        )
+    paths = [path for library in (settings.plex_libraries or {}).values() for path in library["paths"]]
+    for path in sorted({path for path in paths if paths.count(path) > 1}):
+        yield "plex_libraries", f"{path} is named twice; a directory belongs into one library"
+
+
 def _forwarding_conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Ways of getting a port that the provider does not know."""
     wanted = settings.vpn_port_forwarding
@@ -753,10 +973,6 @@ def _unusable_keys(settings: Settings) -> Iterator[tuple[str, str]]:
                 yield "admins", f"{name}'s RSA key has {bits} bits, SSH takes 3072 and more; ssh-keygen -t ed25519"
             if "ecdsa" in key.split()[0] and settings.sshd_crypto_policy == "strict":
                 yield "admins", f"{name}'s ECDSA key is not taken with sshd_crypto_policy strict; use an ed25519 one"
-
-
-def _below(path: str, parent: str) -> bool:
-    return PurePosixPath(path).is_relative_to(parent)
 
 
 @dataclass(frozen=True)
@@ -825,6 +1041,10 @@ def _told(host: str, error: Any) -> list[ConfigProblem]:
             "firewall_extra": "port, protocol, source, comment",
             "firewall_outbound_allow": "port, protocol, destination, comment",
             "docker_address_pools": "base, size",
+            "storage_disks": "device, at, filesystem, format, options",
+            "storage_pools": "at, branches, policy, minimum_free, options",
+            "storage_shares": "kind, source, at, options, account",
+            "plex_libraries": "type, paths, language",
         }
         message += f"; write {{{shape.get(str(error['loc'][0]), '...')}}}"
     return [ConfigProblem(host, key, value, message)]

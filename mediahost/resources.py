@@ -45,12 +45,17 @@ def text_file(path: str, *lines: str, mode: str = "0644", check: str | None = No
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory; the same notation of owner, group and mode as `File` ("2775" is setgid)."""
+    """A directory; the same notation of owner, group and mode as `File` ("2775" is setgid).
+
+    `default_acl` holds the entries of its default ACL, joined by commas: empty for none (ours is removed, somebody
+    else's stays), None for whatever is there.
+    """
 
     path: str
     owner: str = "root"
     group: str = "root"
     mode: str = "0755"
+    default_acl: str | None = None
 
 
 @dataclass(frozen=True)

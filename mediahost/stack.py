@@ -11,11 +11,11 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from mediahost import confinement
+from mediahost import confinement, plex
 from mediahost.catalog import (
     Exposure,
     Health,
@@ -113,6 +113,8 @@ class StackService:
     stop_grace_period: int
     depends_on: tuple[str, ...]
     devices: tuple[str, ...] = ()
+    gpu: Literal["none", "transcode", "compute"] = "none"
+    """What it does with a graphics card: none, transcode, compute. Which card it gets depends on the host."""
     dns: tuple[str, ...] = ()
     """Name servers instead of the host's."""
     address: str | None = None
@@ -251,10 +253,14 @@ def choose(settings: Settings, catalog: Mapping[str, Service], host: str) -> tup
     problems: list[ConfigProblem] = []
     wanted = _wanted(settings, catalog, host, problems)
     names = _with_dependencies(settings, catalog, host, wanted, problems)
+    if settings.plex == "docker":
+        names.add(plex.NAME)
     confined = confinement.confined(settings, catalog, names, host, problems)
     if confined and settings.vpn_mode == "container":
         names.add(CLIENT)
     overrides = _overrides(settings, catalog, host, names, problems)
+    if plex.NAME in names:
+        overrides[plex.NAME] = _plex_override(settings, overrides.get(plex.NAME, Override()))
     choices = tuple(
         Choice(catalog[name], overrides.get(name, Override()), name in confined) for name in sorted(names)
     )
@@ -262,6 +268,9 @@ def choose(settings: Settings, catalog: Mapping[str, Service], host: str) -> tup
     problems.extend(confinement.refusals(choices, settings, host))
     problems.extend(_port_clashes(choices, settings, host))
     problems.extend(_unreachable(choices, host))
+    for name in settings.gpu_devices:
+        if name not in catalog:
+            problems.append(ConfigProblem(host, "gpu_devices", name, unknown_service(name, catalog)))
     if problems:
         raise ConfigError(problems)
     return choices
@@ -332,6 +341,11 @@ def vault_folder(host: str) -> str:
     return re.sub(r"[^a-z0-9_./-]", "-", host.lower().lstrip("@")).lstrip("_./-") or "host"
 
 
+def _plex_override(settings: Settings, override: Override) -> Override:
+    """`plex_exposure` counts for the container too, unless its override says another."""
+    return override if override.exposure else override.model_copy(update={"exposure": settings.plex_exposure})
+
+
 # --- choosing ---------------------------------------------------------------------------------------------
 
 
@@ -343,6 +357,9 @@ def _wanted(
         for name in names:
             if name not in catalog:
                 problems.append(ConfigProblem(host, key, name, unknown_service(name, catalog)))
+            elif name == plex.NAME:
+                mend = "comes and goes with the key plex: set plex to docker, native or none, and remove it here"
+                problems.append(ConfigProblem(host, key, name, mend))
     for name in sorted(set(settings.services) & set(settings.services_disabled)):
         problems.append(
             ConfigProblem(host, "services_disabled", name, "it is in services too; remove it from one of them")
@@ -465,7 +482,11 @@ def _conflicts(choices: tuple[Choice, ...], host: str) -> Iterator[ConfigProblem
 
 
 def _port_clashes(choices: tuple[Choice, ...], settings: Settings, host: str) -> Iterator[ConfigProblem]:
-    taken: dict[tuple[int, str], ExposedPort | None] = {(settings.sshd_port, "tcp"): None}
+    taken: dict[tuple[int, str], ExposedPort | None] = {
+        (port.port, port.protocol): ExposedPort(port.port, port.protocol, port.exposure, "native Plex", port.port)
+        for port in plex.ports(settings)
+    }
+    taken[settings.sshd_port, "tcp"] = None
     for port in (port for choice in choices for port in choice.ports):
         slot = (port.port, port.protocol)
         if slot not in taken:
@@ -572,6 +593,7 @@ def _service(
             sorted({name for entry in service.depends_on for name in entry.split("|") if name in chosen})
         ),
         devices=tuple(service.devices),
+        gpu=_gpu_use(service, settings),
     )
 
 
@@ -625,6 +647,14 @@ def _environment(choice: Choice, settings: Settings) -> dict[str, str]:
         elif settings.vpn_port_forwarding != "off":
             environment[service.forwarded_port_env] = str(settings.vpn_port_forwarding)
     return environment
+
+
+def _gpu_use(service: Service, settings: Settings) -> Literal["none", "transcode", "compute"]:
+    """What it does with a card. Whom the user gives one by name has one, whatever the catalogue knows of it."""
+    given = settings.gpu_devices.get(service.name)
+    if settings.gpu == "none" or given == "none":
+        return "none"
+    return "transcode" if given and service.gpu == "none" else service.gpu
 
 
 def _image(choice: Choice, settings: Settings) -> str:

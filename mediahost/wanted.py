@@ -6,16 +6,36 @@ start from here, so they cannot disagree.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mediahost import plex
 from mediahost.catalog import Service
-from mediahost.config import Settings
-from mediahost.render import base, docker, fail2ban, follow, forwarding, hardening, proxy, ssh, totp, users, wall
+from mediahost.config import ConfigError, ConfigProblem, Settings
+from mediahost.render import (
+    base,
+    caches,
+    docker,
+    fail2ban,
+    follow,
+    forwarding,
+    hardening,
+    mounts,
+    proxy,
+    smart,
+    snapraid,
+    ssh,
+    swap,
+    totp,
+    users,
+    wall,
+)
+from mediahost.render import plex as plex_files
 from mediahost.render.compose import render_compose
 from mediahost.render.tree import render_tree
 from mediahost.resources import Container, Directory, File
-from mediahost.stack import Stack, build_stack
+from mediahost.stack import GIVEN, Stack, build_stack, vault_folder
 from mediahost.vpn import Vpn
 
 
@@ -25,7 +45,7 @@ class Wanted:
 
     `stack_files` are the compose file, secrets and seeds; `factors` the administrators' secrets of SSH's second
     factor; `vpn` is None when no traffic goes through a tunnel; `owned` maps every path we own to the unit that
-    depends on it ("" for none).
+    depends on it ("" for none). `plex_claim` is the vault's token for a Plex that nobody owns yet.
     """
 
     host: str
@@ -39,6 +59,9 @@ class Wanted:
     factors: tuple[File, ...]
     owned: Mapping[str, str]
     vpn: Vpn | None = None
+    mounts: tuple[mounts.Mount, ...] = ()
+    mount_files: tuple[File, ...] = ()
+    plex_claim: str | None = field(default=None, repr=False)
 
 
 def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret: Callable[[str, str], str]) -> Wanted:
@@ -77,6 +100,12 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         *follow.files(stack.vpn, settings),
     )
     owned |= dict.fromkeys((file.path for file in tunnel_files), "")
+    owned |= plex_files.owned(settings)
+    owned |= dict.fromkeys(caches.owned(settings), "")
+    for concern in (swap.concern(settings), smart.concern(settings), snapraid.concern(settings)):
+        owned |= dict.fromkeys((file.path for file in concern.every_file), "")
+    mount_files = mounts.files(settings, _credentials(host, settings, secret))
+    owned |= dict.fromkeys((file.path for file in mount_files), "")
     if settings.docker_source == "docker":
         owned |= {docker.SOURCE_PATH: "", docker.KEYRING_PATH: ""}
     return Wanted(
@@ -91,4 +120,47 @@ def build(host: str, settings: Settings, catalog: Mapping[str, Service], secret:
         factors=factors,
         owned={path: unit for path, unit in owned.items() if path not in seeds},
         vpn=stack.vpn,
+        mounts=mounts.wanted(settings),
+        mount_files=mount_files,
+        plex_claim=_plex_claim(host, settings, secret),
     )
+
+
+def _credentials(host: str, settings: Settings, secret: Callable[[str, str], str]) -> tuple[File, ...]:
+    """A file of user and password for each account of an SMB share, from the vault."""
+    found = []
+    problems = []
+    for account in sorted({share.account for share in settings.storage_shares if share.kind == "smb"}):
+        values = []
+        for name in ("user", "password"):
+            entry = f"{vault_folder(host)}/{account}/{name}"
+            try:
+                value = secret(entry, GIVEN)
+            except LookupError:
+                mend = f"the vault has no such entry; run `mediahost secrets set {entry}`"
+                problems.append(ConfigProblem(host, f"vault entry {entry}", "", mend))
+                continue
+            if not value.isprintable():
+                mend = "must be one line, or the file for mount.cifs would say something else; set it again"
+                problems.append(ConfigProblem(host, f"vault entry {entry}", "", mend))
+            values.append(value)
+        if len(values) == 2:
+            found.append(mounts.credentials_file(account, *values))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(found)
+
+
+def _plex_claim(host: str, settings: Settings, secret: Callable[[str, str], str]) -> str | None:
+    """A token of https://plex.tv/claim, None where the vault has none or nobody asks for it."""
+    if settings.plex != "native":
+        return None
+    entry = f"{vault_folder(host)}/{plex.NAME}/{plex.CLAIM}"
+    try:
+        token = secret(entry, GIVEN).strip()
+    except LookupError:
+        return None
+    if not re.fullmatch(r"claim-[A-Za-z0-9_-]{4,128}", token):
+        mend = f"is not a claim token; get one at https://plex.tv/claim, then `mediahost secrets set {entry}`"
+        raise ConfigError([ConfigProblem(host, f"vault entry {entry}", "", mend)])
+    return token

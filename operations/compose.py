@@ -16,7 +16,7 @@ from facts.snapshot import ContainerState, Snapshot
 from mediahost.resources import Container, File
 from mediahost.stack import PROJECT, PROXY
 from mediahost.wanted import Wanted
-from operations import files
+from operations import files, gpu
 from operations.convergence import Step, converge
 
 _RELOAD = (
@@ -147,26 +147,45 @@ def reload_steps(proxy_file: File | None, seen: Snapshot) -> list[Step]:
     return [*found, Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{files.clear_pending(PROXY)}")]
 
 
+def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
+    """Compose file, secrets and seeds, with the graphics cards of this very host."""
+    return files.steps(gpu.fitted(wanted, seen).stack_files, seen)
+
+
+def service_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
+    """Containers as that compose file says."""
+    settings = wanted.settings
+    containers = gpu.fitted(wanted, seen).containers
+    return container_steps(containers, settings.stack_root, settings.compose_wait_timeout, seen)
+
+
 def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """Everything this stage would still do."""
-    settings = wanted.settings
     return [
-        *files.steps(wanted.stack_files, seen),
+        *file_steps(wanted, seen),
         *reload_steps(wanted.proxy_file, seen),
-        *container_steps(wanted.containers, settings.stack_root, settings.compose_wait_timeout, seen),
+        *service_steps(wanted, seen),
     ]
 
 
 @operation()
-def services(containers: Sequence[Container], stack_root: str, timeout: int):  # type: ignore[no-untyped-def]
+def described(wanted: Wanted):  # type: ignore[no-untyped-def]
+    """
+    Compose file, secrets and seeds.
+
+    + wanted: the host as it should be
+    """
+    yield from converge(lambda seen: file_steps(wanted, seen))
+
+
+@operation()
+def services(wanted: Wanted):  # type: ignore[no-untyped-def]
     """
     Containers as the compose file says, healthy.
 
-    + containers: what should run
-    + stack_root: directory of compose.yaml
-    + timeout: seconds a service has to become healthy
+    + wanted: the host as it should be
     """
-    yield from converge(lambda seen: container_steps(containers, stack_root, timeout, seen))
+    yield from converge(lambda seen: service_steps(wanted, seen))
 
 
 @operation()
@@ -182,12 +201,6 @@ def proxy(proxy_file: File | None):  # type: ignore[no-untyped-def]
 @deploy("stack")
 def provision(wanted: Wanted) -> None:
     """The whole stage, in order. The routes are there before the proxy starts for the first time."""
-    settings = wanted.settings
-    files.managed(name="compose file, secrets and seeds", files=wanted.stack_files)
+    described(name="compose file, secrets and seeds", wanted=wanted)
     proxy(name="proxy routes", proxy_file=wanted.proxy_file)
-    services(
-        name="services",
-        containers=wanted.containers,
-        stack_root=settings.stack_root,
-        timeout=settings.compose_wait_timeout,
-    )
+    services(name="services", wanted=wanted)

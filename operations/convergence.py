@@ -88,21 +88,21 @@ def converge(
             seen = snapshot()
         except UnreadableSnapshotError as error:
             # An exception here would end the run for every host.
-            yield _refusal(str(error))
+            yield refusal(str(error))
             return
         steps = list(missing(seen))
         changes = tuple(step.change for step in steps)
         if not steps:
             break
         if changes == before:
-            yield _refusal(f"still different after it was mended: {'; '.join(changes)}")
+            yield refusal(f"still different after it was mended: {'; '.join(changes)}")
             return
         before = changes
         for step in steps:
             report.change(step.change)
         for step in steps:
             if step.refusal is not None:
-                yield _refusal(step.refusal)
+                yield refusal(step.refusal)
                 return
         if not lock.is_ours():
             yield from lock.take()
@@ -116,7 +116,7 @@ def converge(
         if armed is not None:
             yield from guards.prove(armed)
     else:
-        yield _refusal(f"something differs anew each time it is mended, last: {'; '.join(before)}")
+        yield refusal(f"something differs anew each time it is mended, last: {'; '.join(before)}")
         return
     if armed is not None:
         yield from guards.disarm()
@@ -156,7 +156,8 @@ def _command(step: Step) -> StringCommand:
     return StringCommand("sh", "-c", shlex.quote(lock.alone(f"umask 022\n{step.command}")), **arguments)
 
 
-def _refusal(message: str) -> FunctionCommand:
+def refusal(message: str) -> FunctionCommand:
+    """A command that fails this host, and only this host, with `message`, which is told at once."""
     # Told here, not when it is executed: a plan executes nothing.
     report.refusal(message)
 

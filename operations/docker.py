@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-
 from pyinfra.api import deploy, operation
 
-from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
+from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import docker as wanted
-from operations import apt, files, units
+from operations import apt, files, gpu, units, vendor_key
 from operations.convergence import Step, converge
+from operations.vendor_key import VendorKey
 
 UNIT = "docker.service"
-KEY_RECORD = f"{STATE_DIRECTORY}/keys/docker"
+KEY_RECORD = vendor_key.record_path("docker")
 # Older pairs of files that installation guides made; apt refuses two sources with different Signed-By.
 LEGACY_PATHS = ("/etc/apt/sources.list.d/docker.list", "/etc/apt/keyrings/docker.gpg")
 
@@ -40,39 +39,17 @@ def packages(settings: Settings, seen: Snapshot) -> tuple[str, ...]:
 
 
 def key_steps(settings: Settings, seen: Snapshot) -> list[Step]:
-    """Fetch the signing key when it is not the one that was verified before.
-
-    The record holds the fingerprint that was asked for and the digest of the file that had it.
-    """
-    fingerprint = settings.docker_apt_fingerprint
-    present = seen.paths.get(wanted.KEYRING_PATH)
-    recorded = seen.contents.get(KEY_RECORD, "").split()
-    if present is not None and recorded == [fingerprint, present.sha256] and present.mode == "644":
-        return []
-    url = wanted.key_url(settings, seen.os.id)
-    command = f"""umask 022
-mkdir -p /etc/apt/keyrings {STATE_DIRECTORY}/keys
-new={wanted.KEYRING_PATH}.new
-curl -fsSL --retry 3 --max-time 60 -o "$new" {shlex.quote(url)} || {{
-  echo "{url}: the signing key of Docker's repository cannot be fetched; check docker_apt_url and the network" >&2
-  exit 1; }}
-home=$(mktemp -d)
-# With --show-keys every primary key of the file is listed; more than one, or another, is refused.
-found=$(gpg --homedir "$home" --batch --quiet --show-keys --with-colons "$new" 2>/dev/null |
-  awk -F: '$1=="pub"{{p=1}} $1=="fpr"&&p{{print $10; p=0}}')
-rm -rf "$home"
-if [ "$found" != {fingerprint} ]; then
-  rm -f "$new"
-  echo "{url}: the key has fingerprint '$found', not {fingerprint}. Nothing was installed from there." >&2
-  echo "If Docker has a new key, check it on their site and set docker_apt_fingerprint." >&2
-  exit 1
-fi
-chmod 0644 "$new"
-printf '%s %s\\n' {fingerprint} "$(sha256sum "$new" | cut -d' ' -f1)" >{KEY_RECORD}.new
-mv -f {KEY_RECORD}.new {KEY_RECORD}
-mv -f "$new" {wanted.KEYRING_PATH}"""
-    what = "missing" if present is None else "is not the one that was verified"
-    return [Step(f"{wanted.KEYRING_PATH}: {what}", command)]
+    """Fetch the signing key when it is not the one that was verified before."""
+    key = VendorKey(
+        name="docker",
+        vendor="Docker",
+        keyring=wanted.KEYRING_PATH,
+        url=wanted.key_url(settings, seen.os.id),
+        fingerprint=settings.docker_apt_fingerprint,
+        url_setting="docker_apt_url",
+        fingerprint_setting="docker_apt_fingerprint",
+    )
+    return vendor_key.key_steps(key, seen)
 
 
 def source_steps(settings: Settings, seen: Snapshot) -> list[Step]:
@@ -108,6 +85,8 @@ def version_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         apt.APT
         + "apt update >/dev/null\n"
         + f"apt install --allow-downgrades --allow-change-held-packages --no-install-recommends {names} >/dev/null"
+        # apt takes the hold away together with what it allows.
+        + (f"\napt-mark hold {names} >/dev/null" if settings.docker_hold else "")
     )
     return [
         Step(
@@ -175,14 +154,18 @@ def daemon_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     refused = daemon_refusals(settings, seen)
     if refused:
         return refused
-    return files.steps((wanted.daemon_file(settings, seen.contents.get(wanted.DAEMON_PATH)),), seen, pending=UNIT)
+    present = seen.contents.get(wanted.DAEMON_PATH)
+    return files.steps((wanted.daemon_file(settings, present, gpu.cdi(settings, seen)),), seen, pending=UNIT)
 
 
 def running_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     """The engine running, with the configuration that is on disk."""
     found = daemon_steps(settings, seen)
+    cdi = gpu.cdi(settings, seen)
+    record = gpu.cdi_record_steps(cdi, seen)
     interrupts = "containers go on" if settings.docker_live_restore else "containers restart"
-    return found + units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
+    running = units.steps(UNIT, seen, interrupts=interrupts, changed=bool(found))
+    return [*record, *found, *running] if cdi else [*found, *running, *record]
 
 
 def steps(settings: Settings, seen: Snapshot) -> list[Step]:

@@ -76,12 +76,13 @@ def rewrite_steps(path: str, text: str, seen: Snapshot, what: str) -> list[Step]
 def mark_pending(unit: str) -> str:
     """Shell that records, durably, that a unit must be restarted before the host is as wanted."""
     pending = f"{STATE_DIRECTORY}/pending"
-    return f"mkdir -p {pending} && touch {pending}/{unit} && sync {pending}/{unit} {pending}"
+    mark = shlex.quote(f"{pending}/{unit}")
+    return f"mkdir -p {pending} && touch {mark} && sync {mark} {pending}"
 
 
 def clear_pending(unit: str) -> str:
     """Shell that removes the record of `mark_pending`."""
-    return f"rm -f {STATE_DIRECTORY}/pending/{unit}"
+    return f"rm -f {shlex.quote(f'{STATE_DIRECTORY}/pending/{unit}')}"
 
 
 _RECEIVE = """umask 077

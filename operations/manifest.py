@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pyinfra.api import operation
 
 from facts.snapshot import STATE_DIRECTORY, Snapshot
-from mediahost.render import follow, forwarding, totp, wall
+from mediahost.render import caches, follow, forwarding, gpu, plex, smart, snapraid, swap, totp, wall
 from mediahost.resources import File
 from operations import files
 from operations.convergence import Step, converge
@@ -28,6 +28,15 @@ _ASKED_FOR = f"{totp.DIRECTORY}/"
 
 # The VPN's wall stands until nobody is left behind it; its own stage removes these.
 _REMOVED_BY_VPN = frozenset((*wall.PATHS, *follow.PATHS, *forwarding.PATHS))
+
+# What graphics cards need is known on the host only; their stage removes what they do not.
+_REMOVED_BY_GPU = frozenset(gpu.PATHS)
+
+# They say that Plex is ours; its stage stops it before they go.
+_REMOVED_BY_PLEX = frozenset(plex.PATHS)
+
+# Units that must be stopped while systemd knows their files; the stages upkeep and caches remove these.
+_REMOVED_BY_UPKEEP = frozenset((*swap.PATHS, *smart.PATHS, *snapraid.PATHS, *caches.PATHS))
 
 
 def _file(owned: Mapping[str, str]) -> File:
@@ -70,7 +79,8 @@ def prune_steps(owned: Mapping[str, str], seen: Snapshot, before_ssh: bool = Fal
     """
     if before_ssh:
         owned = {path: unit for path, unit in seen.manifest.items() if path.startswith(_ASKED_FOR)} | dict(owned)
-    standing = _REMOVED_BY_VPN & seen.paths.keys()
+    standing = (_REMOVED_BY_VPN | _REMOVED_BY_GPU | _REMOVED_BY_UPKEEP | _REMOVED_BY_PLEX) & seen.paths.keys()
+    standing |= {caches.mount_unit_path(each.unit) for each in caches.standing_in(seen.contents)}
     owned = {path: unit for path, unit in seen.manifest.items() if path in standing} | dict(owned)
     obsolete = {path: unit for path, unit in seen.manifest.items() if path not in owned}
     if not obsolete:

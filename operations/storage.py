@@ -14,7 +14,11 @@ from pyinfra.api import deploy, operation
 
 from facts.snapshot import Snapshot
 from mediahost.resources import Directory
+from operations import acl
 from operations.convergence import Step, converge
+
+# File systems that keep neither owner nor mode: the options of the mount say what they show. In stat(1)'s words.
+WITHOUT_OWNERS = frozenset(("cifs", "exfat", "fat", "msdos", "smb", "smb2", "vfat"))
 
 
 def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
@@ -22,6 +26,8 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
     changes, lines = [], []
     ours = {directory.path for directory in directories}
     for directory in directories:
+        if seen.mounts.hides(directory.path):
+            continue  # the stage mounts tells
         present = seen.paths.get(directory.path)
         path = shlex.quote(directory.path)
         if present is not None and present.kind not in ("directory", "link"):
@@ -34,6 +40,7 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
         if present is not None and present.kind == "link":
             continue
         wrong = []
+        fixed = seen.filesystems.get(directory.path, "").lower() in WITHOUT_OWNERS
         if present is None:
             wrong.append("missing")
             parent = directory.path.rpartition("/")[0]
@@ -43,14 +50,14 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
         owned = present is not None and (
             directory.owner in (present.owner, present.uid) and directory.group in (present.group, present.gid)
         )
-        if present is not None and not owned:
+        if present is not None and not owned and not fixed:
             wrong.append(f"owner is {present.owner}:{present.group}, wanted {directory.owner}:{directory.group}")
-        if present is not None and int(present.mode, 8) != int(directory.mode, 8):
+        if present is not None and int(present.mode, 8) != int(directory.mode, 8) and not fixed:
             wrong.append(f"mode is {present.mode.zfill(4)}, wanted {directory.mode}")
         if wrong:
             # chown clears the setgid bit on some kernels, so chmod comes second.
-            lines.append(f"chown -h {directory.owner}:{directory.group} {path}")
-            lines.append(f"chmod {directory.mode} {path}")
+            mend = f"chown -h {directory.owner}:{directory.group} {path}; chmod {directory.mode} {path}"
+            lines.append(f"case $(stat -f -c %T {path}) in {'|'.join(sorted(WITHOUT_OWNERS))}) ;; *) {mend} ;; esac")
             changes.append(f"{directory.path}: {', '.join(wrong)}")
     if not changes:
         return []
@@ -71,3 +78,4 @@ def tree(directories: Sequence[Directory]):  # type: ignore[no-untyped-def]
 def provision(directories: Sequence[Directory]) -> None:
     """The whole stage."""
     tree(name="directory tree", directories=directories)
+    acl.inherited(name="default ACLs", directories=directories)

@@ -7,6 +7,7 @@ the next one.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from pyinfra.api import operation
@@ -32,21 +33,22 @@ def steps(
     """
     state = seen.units.get(unit)
     pending = changed or unit in seen.pending
-    command = restart or f"systemctl restart {unit}"
+    name = shlex.quote(unit)  # a mount unit's name can have backslashes
+    command = restart or f"systemctl restart {name}"
     cost = f" ({interrupts})" if interrupts else ""
     if state is None or state.load == "not-found":
-        return [Step(f"{unit}: unit not installed", f"systemctl cat {unit} >/dev/null")]
+        return [Step(f"{unit}: unit not installed", f"systemctl cat {name} >/dev/null")]
     found = []
     if state.load == "masked":
-        found.append(Step(f"{unit}: masked", f"systemctl unmask {unit}"))
+        found.append(Step(f"{unit}: masked", f"systemctl unmask {name}"))
     if state.enabled not in _ENABLED:
-        found.append(Step(f"{unit}: not enabled", f"systemctl -q enable {unit}"))
+        found.append(Step(f"{unit}: not enabled", f"systemctl -q enable {name}"))
     if state.needs_daemon_reload:
         found.append(Step(f"{unit}: unit files changed since systemd read them", RELOAD))
     if state.active not in ("active", "reloading", "activating"):
         found.append(
             Step(
-                f"{unit}: {state.active}", f"systemctl reset-failed {unit} || true\n{command}\n{clear_pending(unit)}"
+                f"{unit}: {state.active}", f"systemctl reset-failed {name} || true\n{command}\n{clear_pending(unit)}"
             )
         )
     elif pending:
@@ -64,9 +66,22 @@ def unread_steps(unit: str, path: str, seen: Snapshot) -> list[Step]:
     return [Step(f"{unit}: systemd has not read it", RELOAD)]
 
 
+def restarted(unit: str, words_of: str = "") -> str:
+    """Shell that restarts a unit and, when that fails, says why: what its own program said last.
+
+    `words_of` is the unit whose program does the work, where it is another one.
+    """
+    said = shlex.quote(f"_SYSTEMD_UNIT={words_of or unit}")
+    return (
+        f"systemctl restart {shlex.quote(unit)} || "
+        f"{{ journalctl -q --no-pager -o cat -n 3 {said} >&2 || true; exit 1; }}"
+    )
+
+
 def stopped(unit: str) -> str:
     """Shell that stops and disables a unit, where there is one."""
-    return f"if systemctl -q cat {unit} >/dev/null 2>&1; then systemctl -q disable --now {unit}; fi"
+    name = shlex.quote(unit)
+    return f"if systemctl -q cat {name} >/dev/null 2>&1; then systemctl -q disable --now {name}; fi"
 
 
 def removal_steps(unit: str, paths: Iterable[str], seen: Snapshot) -> list[Step]:
@@ -74,7 +89,7 @@ def removal_steps(unit: str, paths: Iterable[str], seen: Snapshot) -> list[Step]
     left = [path for path in paths if path in seen.paths]
     if not left:
         return []
-    command = f"{stopped(unit)}\nrm -f {' '.join(left)}\n{RELOAD}\n{clear_pending(unit)}"
+    command = f"{stopped(unit)}\nrm -f {' '.join(map(shlex.quote, left))}\n{RELOAD}\n{clear_pending(unit)}"
     return [Step(f"{unit}: switched off, is removed", command)]
 
 

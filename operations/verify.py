@@ -14,18 +14,25 @@ from facts.snapshot import Request, Snapshot
 from mediahost.render import totp
 from mediahost.wanted import Wanted
 from operations import (
+    acl,
     apt,
     base,
+    caches,
     compose,
     docker,
     fail2ban,
     files,
     follow,
+    gpu,
     hardening,
+    hardlinks,
     manifest,
+    mounts,
+    plex,
     ssh,
     storage,
     ufw,
+    upkeep,
     users,
     vpn,
 )
@@ -39,7 +46,10 @@ def request(wanted: Wanted) -> Request:
     watched |= fail2ban.request(settings)
     watched |= files.request(wanted.stack_files, wanted.directories)
     watched |= hardening.request(settings)
-    watched |= vpn.request(wanted) | follow.request(wanted)
+    watched |= gpu.request(settings)
+    watched |= acl.request(wanted.directories) | caches.request(settings) | upkeep.request(settings)
+    watched |= hardlinks.request(wanted)
+    watched |= mounts.request(wanted) | plex.request(settings) | vpn.request(wanted) | follow.request(wanted)
     watched |= files.request((wanted.proxy_file,) if wanted.proxy_file else ())
     return watched | ufw.request() if settings.firewall else watched
 
@@ -56,13 +66,21 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *ssh.steps(settings, seen, factors=wanted.factors),
         *(ufw.steps(settings, wanted.stack.exposed_ports, seen, wanted.vpn) if settings.firewall else ()),
         *vpn.steps(wanted, seen),
+        *gpu.steps(wanted, seen),
+        *mounts.steps(wanted, seen),
         *docker.steps(settings, seen),
         *storage.steps(wanted.directories, seen),
+        *acl.steps(wanted.directories, seen),
+        *caches.steps(settings, seen),
+        *upkeep.steps(settings, seen),
+        *plex.steps(wanted, seen),
         *compose.steps(wanted, seen),
+        *gpu.inside_steps(wanted, seen),
         *follow.steps(wanted, seen),
         *vpn.inside_steps(wanted, seen),
         *hardening.watch_steps(settings, seen),
         *fail2ban.steps(wanted, seen),
+        *hardlinks.steps(wanted, seen),
     ]
 
 
@@ -89,4 +107,5 @@ def nothing_left(wanted: Wanted):  # type: ignore[no-untyped-def]
 @deploy("verify")
 def provision(wanted: Wanted) -> None:
     """The whole stage."""
+    hardlinks.proven(name="hardlinks", wanted=wanted)
     nothing_left(name="nothing left to do", wanted=wanted)

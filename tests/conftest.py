@@ -21,7 +21,7 @@ settings.load_profile("mediahost")
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "docs" / "proof"
 RESULTS = TABLES / "results.json"
-TITLES = {"foundation": "the foundation", "edge": "the edge", "vpn": "the VPN"}
+TITLES = {"foundation": "the foundation", "edge": "the edge", "vpn": "the VPN", "media-host": "the media host"}
 # What the proof is of: a change in any of these makes earlier results void.
 SOURCES = ("deploy.py", "catalog", "facts", "mediahost", "operations", "tests/lab")
 

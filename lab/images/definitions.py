@@ -143,6 +143,13 @@ def _usenet_files() -> dict[str, Entry]:
     return {"config": Entry(), **_program_files("linuxserver.py", "sabnzbd.py", "stand_in.py")}
 
 
+def _plex_files() -> dict[str, Entry]:
+    # One program for both: what the apt repository packs as the native server.
+    server = Entry((_HERE.parent / "vendor" / "plex_server.py").read_bytes(), 0o755)
+    programs = {**_program_files("linuxserver.py", "plex.py"), f"{_PROGRAMS}/plex_server.py": server}
+    return {"config": Entry(), "transcode": Entry(), **programs}
+
+
 def _torrent_files() -> dict[str, Entry]:
     return {"config": Entry(), **_program_files("linuxserver.py", "qbittorrent.py")}
 
@@ -215,6 +222,19 @@ DEFINITIONS = (
         config={
             "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/sabnzbd.py"],
             "ExposedPorts": {"8080/tcp": {}},
+            "Volumes": {"/config": {}},
+        },
+    ),
+    Definition(
+        repository="lscr.io/linuxserver/plex",
+        title="stand-in for plex",
+        program="stand-in",
+        stand_in=True,
+        tags=("1.43.3.10828-00f62d37d-ls315",),
+        files=_plex_files,
+        config={
+            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/plex.py"],
+            "ExposedPorts": {"32400/tcp": {}},
             "Volumes": {"/config": {}},
         },
     ),

@@ -15,6 +15,8 @@ _VERBS = {
     "apply": "mediahost.cli.apply",
     "bans": "mediahost.cli.bans",
     "vpn": "mediahost.cli.vpn",
+    "plex": "mediahost.cli.plex",
+    "fix-permissions": "mediahost.cli.fix_permissions",
     "secrets": "mediahost.cli.secrets",
     "lab": "lab.cli",
 }

@@ -17,8 +17,9 @@ from mediahost.cli.inventory import inventory_argument
 @inventory_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option("--limit", metavar="HOST", help="Only this host or group.")
+@click.option("--reboot", is_flag=True, help="Reboot a host that asks for it, and go on after that.")
 @click.option("--verbose", is_flag=True, help="Print pyinfra's own log at the end, too.")
-def command(inventory: Path, as_json: bool, limit: str | None, verbose: bool) -> None:
+def command(inventory: Path, as_json: bool, limit: str | None, reboot: bool, verbose: bool) -> None:
     """Make each host what the inventory says, and tell what was changed.
 
     A host that fails does not stop the others. Run it again at any time: what is right is not touched.
@@ -43,7 +44,7 @@ def command(inventory: Path, as_json: bool, limit: str | None, verbose: bool) ->
                 console.print(event["what"], markup=False)
 
         options = ["-y", *(["--limit", limit] if limit else [])]
-        outcome = runner.run(inventory, options, follow)
+        outcome = runner.run(inventory, options, follow, **({"reboot": True} if reboot else {}))
     if verbose:
         click.echo(outcome.log, err=as_json)
     _report(console, outcome)

@@ -67,6 +67,7 @@ def command(inventory: Path, output: Path) -> None:
                 files += [*fail2ban.files(each, plan.jails), *fail2ban.reload_units()]
             files += [*wall.files(plan.vpn, each), *forwarding.files(plan.vpn, each, plan.stack)]
             files += follow.files(plan.vpn, each)
+            files += plan.mount_files
             for version, path in firewall.AFTER_PATHS.items():
                 block = firewall.container_block(each, plan.stack.exposed_ports, version)
                 files.append(File(f"{path}.block", block.encode()))

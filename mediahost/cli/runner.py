@@ -51,10 +51,13 @@ class Outcome:
         return sorted({host for host, _ in self.failed} | set(self.unreachable))
 
 
-def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | None = None) -> Outcome:
+def run(
+    inventory: Path, options: list[str], follow: Callable[[Event], None] | None = None, reboot: bool = False
+) -> Outcome:
     """One run of deploy.py.
 
-    `follow` gets every event as it comes. Raises `BadInput` when the configuration is refused.
+    `follow` gets every event as it comes; `reboot` allows the reboot that a host asks for. Raises `BadInput` when
+    the configuration is refused.
     """
     check_exists(inventory)
     outcome = Outcome()
@@ -64,6 +67,8 @@ def run(inventory: Path, options: list[str], follow: Callable[[Event], None] | N
         events.touch()
         command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), str(DEPLOY), *options]
         environment = {**os.environ, **_passphrase(inventory), "MEDIAHOST_EVENTS": str(events)}
+        if reboot:
+            environment["MEDIAHOST_REBOOT"] = "1"
         with log.open("w") as output:
             process = subprocess.Popen(
                 command,

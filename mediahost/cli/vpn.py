@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ from rich.table import Table
 from mediahost import nordvpn, on_host, vpn_on_host, wireguard
 from mediahost.catalog import CatalogError, load_catalog
 from mediahost.check import check_all
-from mediahost.cli.inventory import ROOT, BadInput, check_exists, host_data, inventory_argument, last_words
+from mediahost.cli.asking import ask_host as _ask_host
+from mediahost.cli.inventory import BadInput, check_exists, host_data, inventory_argument
 from mediahost.config import ConfigError, Settings
 from mediahost.render import forwarding, wall
 from mediahost.secrets import Automatic, Vault, VaultError, vault_path
@@ -420,33 +420,6 @@ def _request(settings: Settings) -> dict[str, Any]:
 
 def _confined(settings: Settings) -> list[str]:
     return [choice.service.name for choice in choose(settings, load_catalog(), "") if choice.confined]
-
-
-_NO_PYTHON = '{"error": "this needs python3 on the host: apt-get install python3 (Fail2Ban brings it too)"}'
-_ON_HOST = f"if command -v python3 >/dev/null; then python3 -I -; else printf '%s\\n' '{_NO_PYTHON}'; fi"
-
-
-def _ask_host(inventory: Path, host: str, program: str) -> dict[str, Any]:
-    """What the program prints on the host. Raises `ClickException` with the reason when there is no answer."""
-    fact = ["fact", "server.Command", f"command={_ON_HOST}", f"_stdin={program}"]
-    command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), *fact, "--json", "--limit", host]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    try:
-        (said,) = json.loads(done.stdout).values()
-        told: dict[str, Any] = json.loads(said[host].splitlines()[-1])
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
-        raise click.ClickException(_reason(done.stderr, host, program)) from None
-    return told
-
-
-def _reason(log: str, host: str, program: str) -> str:
-    """The last that pyinfra said of the host, else the end of its log."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", log).replace(program, "…")
-    named = [line.strip() for line in plain.splitlines() if line.strip().startswith(f"[{host}]")]
-    told = re.search(r"^--> pyinfra error in .* line \d+: (.*)$", plain, re.MULTILINE)
-    if told:
-        return told[1]
-    return named[-1].removeprefix(f"[{host}]").strip() if named else last_words(plain, 3) or "could not be asked"
 
 
 def _leave(answers: Answers, as_json: bool, code: int) -> NoReturn:

@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 
 from mediahost.config import Settings
-from mediahost.render import forwarding
+from mediahost.gpu import IN_CONTAINER, Given
+from mediahost.render import forwarding, mounts
 from mediahost.render.seeds import config_files
 from mediahost.resources import MARK, Container, Directory, File
-from mediahost.stack import Network, Stack, StackService
+from mediahost.stack import Mount, Network, Stack, StackService
 from mediahost.vpn import CLIENT, INSIDE, NETWORK
 
 HASH_LABEL = "mediahost.hash"
@@ -55,8 +56,8 @@ def secret_path(settings: Settings, service: str, name: str) -> str:
     return f"{settings.stack_root}/secrets/{service}_{name}"
 
 
-def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
-    """The artefacts of `stack`."""
+def render_compose(stack: Stack, settings: Settings, cards: Mapping[str, Given] | None = None) -> ComposeArtefacts:
+    """The artefacts of `stack`. `cards` maps services to the graphics card that the host gives them."""
     files: list[File] = []
     containers: dict[str, Container] = {}
     rendered: dict[str, Any] = {}
@@ -65,7 +66,7 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     # Who shares another's network comes after it: such a container is made from the other one, too.
     for service in sorted(stack.services, key=lambda service: service.network_of is not None):
         own_files = [*_secret_files(service, settings), *config_files(service, stack, settings)]
-        body = _service(service, stack, settings)
+        body = _service(service, stack, settings, (cards or {}).get(service.name))
         tunnel: dict[str, Any] = {}
         if NETWORK in service.networks:
             tunnel = {"network": networks[NETWORK]}
@@ -95,7 +96,7 @@ def render_compose(stack: Stack, settings: Settings) -> ComposeArtefacts:
     )
 
 
-def _service(service: StackService, stack: Stack, settings: Settings) -> dict[str, Any]:
+def _service(service: StackService, stack: Stack, settings: Settings, card: Given | None = None) -> dict[str, Any]:
     body: dict[str, Any] = {"image": service.image, "restart": "unless-stopped"}
     if service.user:
         body["user"] = service.user
@@ -126,7 +127,8 @@ def _service(service: StackService, stack: Stack, settings: Settings) -> dict[st
             }
             for port in ports
         ]
-    if service.mounts:
+    sentinels = [Mount(path, path, read_only=True) for path in _sentinels(service, settings)]
+    if service.mounts or sentinels:
         body["volumes"] = [
             {
                 "type": "bind",
@@ -136,14 +138,22 @@ def _service(service: StackService, stack: Stack, settings: Settings) -> dict[st
                 # A missing source is an error, not a directory that the engine makes as root.
                 "bind": {"create_host_path": False},
             }
-            for mount in service.mounts
+            for mount in (*service.mounts, *sentinels)
         ]
     if service.secret_files:
         body["secrets"] = [
             {"source": f"{service.name}_{secret.name}", "target": secret.target} for secret in service.secret_files
         ]
-    if service.devices:
-        body["devices"] = list(service.devices)
+    devices = list(service.devices)
+    if card and card.node:
+        # Only to render with: the card's other node could change what its screen shows.
+        devices.append(f"{card.node}:{IN_CONTAINER}:rw")
+        body["group_add"] = [str(group) for group in card.groups]
+    if devices:
+        body["devices"] = devices
+    if card and card.cdi:
+        wanted = {"driver": "cdi", "device_ids": [card.cdi], "capabilities": ["gpu"]}
+        body["deploy"] = {"resources": {"reservations": {"devices": [wanted]}}}
     if service.tmpfs:
         body["tmpfs"] = list(service.tmpfs)
     if service.read_only:
@@ -176,6 +186,17 @@ def _service(service: StackService, stack: Stack, settings: Settings) -> dict[st
         }
     escaped: dict[str, Any] = _escaped(body)
     return escaped
+
+
+def _sentinels(service: StackService, settings: Settings) -> tuple[str, ...]:
+    """Sentinels of the mounts in what the container has of the host.
+
+    While the disk is absent there is none, and the engine refuses to start who mounts it
+    (docs/decisions/mount-guard.md). Who looks at the whole host, such as a monitor, needs no disk of it.
+    """
+    sources = [mount.source for mount in service.mounts if mount.source != "/"]
+    sources += [secret_path(settings, service.name, secret.name) for secret in service.secret_files]
+    return mounts.sentinels_for(sources, settings)
 
 
 def _memberships(service: StackService, sharing: Iterable[StackService], settings: Settings) -> Any:

@@ -98,18 +98,28 @@ def daemon_settings(settings: Settings) -> dict[str, Any]:
     return {**ours, **settings.docker_daemon_extra}
 
 
-def merged(settings: Settings, present: str | None) -> dict[str, Any]:
+def merged(settings: Settings, present: str | None, cdi: bool | None = None) -> dict[str, Any]:
     """The keys of daemon.json, ours set and everybody else's kept.
 
-    `present` is the file's content now, or None. Raises `ValueError` when it is not a JSON object.
+    `present` is the file's content now, or None. `cdi` switches the engine's feature of that name on (True) or takes
+    our word on it back (False). Raises `ValueError` when it is not a JSON object.
     """
     found: Any = json.loads(present) if present and present.strip() else {}
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
-    return {**found, **daemon_settings(settings)}
+    keys = {**found, **daemon_settings(settings)}
+    if cdi is not None and isinstance(keys.get("features", {}), dict):
+        # The user's own word on a feature stays; so do features of others.
+        theirs = found.get("features")
+        features = {**(theirs if isinstance(theirs, dict) else {}), **keys.get("features", {})}
+        if "cdi" not in settings.docker_daemon_extra.get("features", {}):
+            features = {name: on for name, on in features.items() if name != "cdi"} | ({"cdi": True} if cdi else {})
+        keys = {key: value for key, value in keys.items() if key != "features"}
+        keys |= {"features": features} if features else {}
+    return keys
 
 
-def daemon_file(settings: Settings, present: str | None) -> File:
+def daemon_file(settings: Settings, present: str | None, cdi: bool | None = None) -> File:
     """daemon.json as `merged`, which see."""
-    content = json.dumps(merged(settings, present), indent=2, sort_keys=True) + "\n"
+    content = json.dumps(merged(settings, present, cdi), indent=2, sort_keys=True) + "\n"
     return File(DAEMON_PATH, content.encode(), check="dockerd --validate --config-file {}")

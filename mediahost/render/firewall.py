@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from mediahost import plex
 from mediahost.config import Settings
 from mediahost.render import forwarding
 from mediahost.resources import FirewallRule
@@ -64,7 +65,7 @@ def host_rules(
         for port in sorted({settings.sshd_port, *ssh_ports})
         for source in (settings.firewall_ssh_from or ["any"])
     ]
-    rules += _exposure_rules(settings, list(exposed))
+    rules += _exposure_rules(settings, [*exposed, *plex.ports(settings)])
     for extra in settings.firewall_extra:
         rules.append(
             FirewallRule(
@@ -78,6 +79,10 @@ def host_rules(
     return tuple(dict.fromkeys(rules))
 
 
+# NFS of version 4 needs nothing but this port, SMB 3 neither (RFC 8881, section 2.9.2; MS-SMB2, section 1.9).
+_SHARES = {"nfs": "2049", "smb": "445"}
+
+
 def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
     """What may leave the host when nothing else may. Answers and loopback pass by UFW's own before.rules."""
     if settings.firewall_outbound == "allow":
@@ -86,6 +91,7 @@ def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
     allowed += [(str(port), "tcp", "any", "packages and images") for port in _download_ports(settings)]
     # docker-proxy and health checks reach containers from the host itself.
     allowed += [("any", "any", str(pool["base"]), "containers") for pool in settings.docker_address_pools]
+    allowed += [(port, "tcp", "any", "shares") for port in sorted({_SHARES[s.kind] for s in settings.storage_shares})]
     if vpn is not None:
         allowed.append(("any", "any", vpn.subnet, "containers"))
     if vpn is not None and vpn.mode == "host":
@@ -110,6 +116,8 @@ def _outbound_rules(settings: Settings, vpn: Vpn | None) -> list[FirewallRule]:
 def _download_ports(settings: Settings) -> list[int]:
     """Ports other than 80 and 443 from which packages and images come."""
     urls = [urlsplit(settings.docker_apt_url), urlsplit(f"https://{settings.registry_prefix}")]
+    if settings.plex == "native":
+        urls += [urlsplit(settings.plex_apt_url), urlsplit(settings.plex_apt_key_url)]
     return sorted({url.port for url in urls if url.port} - {80, 443})
 
 

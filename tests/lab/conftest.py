@@ -65,7 +65,7 @@ def make_machine() -> Iterator[MakeMachine]:
 
 def _index(name: str) -> int:
     """Every test machine's own, the same in each session."""
-    names = ("one", "two", "home", "interrupted", "second", "stranger", "older", "provider")
+    names = ("one", "two", "home", "interrupted", "second", "stranger", "older", "provider", "graphics", "nas")
     return FIRST_TEST_INDEX + names.index(name)
 
 
@@ -96,7 +96,8 @@ def supplied() -> None:
 @pytest.fixture(scope="session")
 def provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home server on which a first run has succeeded: provisioned once a session, snapshot PROVISIONED."""
-    machine = make_machine("home", memory_mib=2048, durable=True)
+    # The disks are for the trials of storage; to all others they are four empty ones.
+    machine = make_machine("home", memory_mib=2048, durable=True, disks=(1, 1, 1, 1))
     home = Home(machine.directory / "owner" if KEEP else tmp_path_factory.mktemp("home"), [machine])
     report = home.repository / "first-report.json"
     if KEEP and report.exists() and PROVISIONED in machine.snapshots():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,10 @@ import pytest
 from lab import aptrepo, daemon, registry
 from lab.errors import LabError
 from lab.images.definitions import DEFINITIONS, LABEL_STAND_IN
+from lab.vendor import nvidia
+from mediahost.config import read
+from mediahost.gpu import Driver, Release
+from mediahost.render import gpu
 
 pytestmark = pytest.mark.lab
 
@@ -283,6 +288,45 @@ def test_the_engine_conflicts_with_debians(packages: daemon.Service, tmp_path: P
     conflicts = [line for line in shown.splitlines() if line.startswith("Conflicts:")]
     assert any("docker.io" in line for line in conflicts)
     assert any("runc" in line for line in conflicts)
+
+
+def test_nvidias_flat_repositories_are_read_through_the_products_own_sources_and_kept_to_a_branch(
+    packages: daemon.Service, tmp_path: Path
+) -> None:
+    settings = read(
+        "nas",
+        {
+            "gpu_toolkit_apt_url": f"{packages.url}/{nvidia.TOOLKIT}",
+            "gpu_nvidia_apt_url": f"{packages.url}/{nvidia.DRIVER}",
+            "gpu_nvidia_apt_fingerprint": aptrepo.fingerprint(),
+        },
+    )
+    release = Release("debian", "trixie", "13")
+    stanzas = []
+    for source, url in (
+        (gpu.toolkit_source(settings, release), gpu.toolkit_key_url(settings)),
+        (gpu.driver_source(settings, release), gpu.driver_key_url(settings, release)),
+    ):
+        key = tmp_path / f"{len(stanzas)}.asc"
+        key.write_text(fetch(url)[1])
+        stanzas.append(re.sub(r"(?<=Signed-By: ).*", str(key), source.content.decode()))
+    for part in ("state/lists/partial", "cache/archives/partial", "preferences"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "status").touch()
+    (tmp_path / "docker.sources").write_text("\n".join(stanzas))
+    updated = apt(tmp_path, "apt-get", "update", "-oAPT::Update::Error-Mode=any")
+    assert updated.returncode == 0, updated.stderr
+    assert "W:" not in updated.stderr
+
+    def candidates() -> str:
+        options = (f"-oDir::Etc::PreferencesParts={tmp_path}/preferences", "-oDir::Etc::Preferences=/dev/null")
+        return apt(tmp_path, "apt-cache", "policy", *options, "nvidia-driver-cuda", "nvidia-container-toolkit").stdout
+
+    assert "Candidate: 590" in candidates(), "the newest comes without the pin"
+    pin = gpu.pin_file(Driver("580", True, (), (), dkms=True))
+    (tmp_path / "preferences/mediahost-nvidia").write_bytes(pin.content)
+    assert f"Candidate: {nvidia.VERSION}" in candidates()
+    assert "Candidate: 1.20" in candidates(), "the toolkit has versions of its own"
 
 
 def test_the_package_server_listens_on_loopback_only(packages: daemon.Service) -> None:

@@ -228,3 +228,29 @@ def test_a_secret_nobody_gave_ends_with_code_2_and_the_command_that_gives_it(tmp
     assert done.returncode == 2
     assert "mediahost secrets set dns/other" in output
     assert "Traceback" not in output
+
+
+def test_an_absent_disk_is_refused_by_the_plan_with_its_name_and_everything_else_is_planned_on(
+    tmp_path: Path,
+) -> None:
+    disk = {"device": "/dev/disk/by-id/ata-WDC_1", "at": "/mnt/disk9", "format": True}
+    project = Project(tmp_path, {"one": {**DATA, "storage_disks": [disk]}})
+    done = project.run("--dry")
+    assert "Traceback" not in done.stdout + done.stderr
+    (refused,) = project.told("refused")
+    assert refused["what"].startswith("/mnt/disk9: disk /dev/disk/by-id/ata-WDC_1 is not there. Plug it in")
+    assert "/mnt/disk9: not mounted" in done.stdout + done.stderr
+    assert "service sonarr: not there" in done.stdout + done.stderr
+
+
+def test_an_empty_disk_is_planned_to_be_formatted_and_mounted(tmp_path: Path) -> None:
+    disk = {"device": "/dev/disk/by-id/ata-WDC_1", "at": "/mnt/disk9", "format": True}
+    place = BARE.index("#begin mounts") + 1
+    answer = [*BARE[:place], f"#device 8:10 {disk['device']}", f"#found {disk['device']}", *BARE[place:]]
+    project = Project(tmp_path, {"one": {**DATA, "storage_disks": [disk]}}, answer)
+    done = project.run("--dry")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert f"{disk['device']}: empty, gets ext4 (for /mnt/disk9)" in output
+    assert "/mnt/disk9: not mounted" in output
+    assert project.told("refused") == []

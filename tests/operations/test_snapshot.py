@@ -17,10 +17,15 @@ from hypothesis import strategies as st
 
 from facts import snapshot
 from facts.snapshot import (
+    BareState,
     ContainerState,
+    GpuState,
+    MountsState,
+    MountState,
     Os,
     PackageState,
     PathState,
+    PlexState,
     Request,
     Snapshot,
     UnitState,
@@ -30,6 +35,7 @@ from facts.snapshot import (
     parse,
     script,
 )
+from mediahost.gpu import Card
 
 EVERYTHING = Request(
     paths=frozenset({"/etc/passwd", "/etc/nothing-there", "/tmp", "/proc/self"}),
@@ -41,6 +47,10 @@ EVERYTHING = Request(
     sysctls=frozenset({"vm.swappiness", "kernel.no_such_setting"}),
     first_lines=frozenset({"/etc/passwd", "/etc/nothing-there"}),
     moduli=frozenset({"/etc/ssh/moduli"}),
+    gpu=frozenset({"cards"}),
+    mounts=frozenset({"/proc", "/nowhere"}),
+    disks=frozenset({"/nowhere=/dev/no-disk"}),
+    shares=frozenset({"/proc"}),
     ssh_probes=frozenset({"user=root,host=probe,addr=192.0.2.1"}),
     vpn=frozenset({"wall", "tunnel", "inside"}),
 )
@@ -313,6 +323,17 @@ c1b0 0 990 root docker /run/docker.sock
 #begin sums
 aaaa  /etc/ssh/sshd_config.d/00-mediahost.conf
 #end sums
+#begin acls
+#filesystem /data/media ext2/ext3
+# file: /data/media
+# owner: 13000
+# group: 13000
+# flags: -s-
+user::rwx
+group::rwx
+other::r-x
+
+#end acls
 #begin contents
 #file /etc/docker/daemon.json
 |{
@@ -456,6 +477,39 @@ THEIRS 203.0.113.5:51820 0.0.0.0/0 25
 #about inside_recorded
 dd cc 172.30.0.0/16
 #end vpn
+#begin plex
+#claimed
+<MediaContainer size="0" apiVersion="1.1.1" claimed="1" machineIdentifier="abc" version="1.43.3.10896">
+#answer 200
+<MediaContainer size="2">
+#answer 200
+<MediaContainer size="1" allowSync="0" title1="Plex Library">
+<Directory key="1" type="movie" title="Films &amp; more" agent="tv.plex.agents.movie">
+<Location id="1" path="/data/media/movies" />
+<Location id="2" path="/mnt/more" />
+#answer 200
+<Setting id="FriendlyName" label="" type="text" default="" value="a &quot;b&quot;" hidden="0" />
+#answer 200
+#source plex /etc/apt/sources.list.d/plexmediaserver.list
+#source mixed /etc/apt/sources.list.d/all.list
+#refused 0123
+#end plex
+#begin mounts
+#mounted /mnt/disk1 /dev/vdb ext4
+#device fe:10 /dev/vdb
+#bare /mnt/disk2 ----i---------e-------
+#end mounts
+#begin gpu
+#kernel 6.8.0-88-generic
+#card 0000:00:02.0 0x8086 0xa780 i915
+#card 0000:01:00.0 0x10de 0x2684 -
+#node renderD128 0000:00:02.0
+#node renderD129 vgem
+#link pci-0000_00_02_0
+#version NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs@x)
+#enable_guc -1
+#secure    6   0   0   0   1
+#end gpu
 #begin engine
 {"Version":"29.7.0","ApiVersion":"1.54"}
 
@@ -509,6 +563,12 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
             "/run/docker.sock": PathState("other", "660", "0", "990", "root", "docker"),
         },
         contents={"/etc/docker/daemon.json": "{\n}\n", "/etc/empty": ""},
+        mounts=MountsState(
+            mounted={"/mnt/disk1": MountState("/dev/vdb", "ext4", "fe:10")},
+            bare={"/mnt/disk2": BareState(immutable=True)},
+        ),
+        default_acls={"/data/media": "user::rwx,group::rwx,other::r-x"},
+        filesystems={"/data/media": "ext2/ext3"},
         first_lines={"/etc/mediahost/totp/me": hashlib.sha256(b"hello\n").hexdigest()},
         packages={
             "docker-ce": PackageState("5:29.7.0-1~ubuntu.24.04~noble", installed=True, held=True),
@@ -559,6 +619,19 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         pending=frozenset({"ssh.service"}),
         manifest={"/etc/a": "", "/etc/b": "x.service"},
         lock=snapshot.LockState("me@laptop process 7", alive=True),
+        plex=PlexState(
+            answers=True,
+            version="1.43.3.10896",
+            claimed=True,
+            sessions=2,
+            preferences={"FriendlyName": 'a "b"'},
+            libraries=(("Films & more", "movie", ("/data/media/movies", "/mnt/more")),),
+            sources={
+                "/etc/apt/sources.list.d/plexmediaserver.list": True,
+                "/etc/apt/sources.list.d/all.list": False,
+            },
+            refused_claim="0123",
+        ),
         vpn=VpnState(
             rules={
                 4: ("98 from all fwmark 0x6d656469 iif br-vpn lookup main", "100 from all iif br-vpn lookup 51820"),
@@ -582,6 +655,17 @@ def test_a_recorded_host_is_understood_as_a_whole() -> None:
         legacy_rules=2,
         ssh_port=2222,
         ssh_client="192.168.1.5",
+        gpu=GpuState(
+            kernel="6.8.0-88-generic",
+            cards=(
+                Card("0000:00:02.0", 0x8086, 0xA780, "i915", "renderD128", named=True),
+                Card("0000:01:00.0", 0x10DE, 0x2684),
+            ),
+            nodes={"renderD128": "0000:00:02.0", "renderD129": "vgem"},
+            secure_boot=True,
+            nvidia="580.95.05",
+            guc="-1",
+        ),
         ssh_user="me",
     )
 
@@ -675,3 +759,8 @@ def test_requests_add_up() -> None:
     one = Request(paths=frozenset({"/a"}), users=frozenset({"me"}))
     two = Request(paths=frozenset({"/b"}), sysctls=frozenset({"x.y"}))
     assert one | two == Request(paths=frozenset({"/a", "/b"}), users=frozenset({"me"}), sysctls=frozenset({"x.y"}))
+
+
+def test_a_host_that_nobody_asked_for_cards_has_none() -> None:
+    seen = said("gpu")
+    assert (seen.gpu.cards, seen.gpu.nodes, seen.gpu.secure_boot) == ((), {}, False)

@@ -298,6 +298,7 @@ def test_another_version_than_the_pinned_one_is_told(pinned: str, change: str | 
     wanted = read("nas", {"docker_version": pinned})
     steps = docker.version_steps(wanted, docker_snapshot(wanted))
     assert told(steps) == ([change] if change else [])
+    assert all(step.command.endswith("\napt-mark hold docker-ce docker-ce-cli >/dev/null") for step in steps)
     sound(steps)
 
 

@@ -56,6 +56,26 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Any:
     return give
 
 
+# --- reboot
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_reboot_is_allowed_only_when_it_is_asked_for(
+    wanted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inventory = tmp_path / "home.py"
+    inventory.write_text("hosts = []\n")
+    allowed: list[bool] = []
+
+    def pretend(*_arguments: Any, reboot: bool = False) -> Outcome:
+        allowed.append(reboot)
+        return outcome()
+
+    monkeypatch.setattr(runner, "run", pretend)
+    run("apply", *(["--reboot"] if wanted else []), str(inventory))
+    assert allowed == [wanted]
+
+
 # --- help
 
 

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mediahost import nordvpn, wireguard
-from mediahost.cli import inventory, main
+from mediahost.cli import asking, inventory, main
 from mediahost.cli import vpn as cli
 from mediahost.nordvpn import NordVPNError
 from mediahost.secrets import Cost, Passphrase, Vault, keys
@@ -474,4 +474,4 @@ def test_the_way_to_a_host_and_back_is_pyinfras_and_the_program_is_not_in_the_ho
     assert done.exit_code == 1
     assert done.stderr.startswith("@local: ")
     assert "import base64" not in done.output
-    assert "python3 -I -" in cli._ON_HOST
+    assert "python3 -I -" in asking.ON_HOST

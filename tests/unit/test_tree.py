@@ -79,3 +79,21 @@ def test_without_services_there_is_no_stack_directory() -> None:
     paths = set(tree(selection="none"))
     assert "/data/media" in paths
     assert "/opt/media-server" not in paths
+
+
+def test_a_pools_directories_are_made_on_every_branch_and_nothing_beside_the_tree_is() -> None:
+    disks = [{"device": f"/dev/disk/by-id/ata-{name}", "at": f"/mnt/{name}"} for name in ("d1", "d2")]
+    pool = {"at": "/data/media", "branches": ["/mnt/d1", "/mnt/d2/films"]}
+    directories = tree(storage_disks=disks, storage_pools=[pool], media_libraries=["tv"])
+    found = {path: each for path, each in directories.items() if path.startswith("/mnt")}
+    assert set(found) == {"/mnt/d1", "/mnt/d1/tv", "/mnt/d2/films", "/mnt/d2/films/tv"}
+    assert {(each.group, each.mode, each.default_acl) for each in found.values()} == {
+        ("13000", "2775", "user::rwx,group::rwx,group:13000:rwx,mask::rwx,other::r-x")
+    }
+
+
+def test_shared_directories_have_a_default_acl_unless_it_is_switched_off_and_others_have_none() -> None:
+    on, off = tree(media_gid=2002), tree(storage_acl=False)
+    assert on["/data/media/tv"].default_acl == "user::rwx,group::rwx,group:2002:rwx,mask::rwx,other::r-x"
+    assert off["/data/media/tv"].default_acl == ""
+    assert on["/opt/media-server"].default_acl is None
