@@ -271,6 +271,8 @@ class Snapshot:
     contents: dict[str, str] = field(default_factory=dict)
     default_acls: dict[str, str] = field(default_factory=dict)
     """Entries of a directory's default ACL as getfacl(1) has them, ids as numbers, joined by commas."""
+    acls_unread: bool = False
+    """The host has no getfacl(1): an ACL that is not told need not be missing."""
     filesystems: dict[str, str] = field(default_factory=dict)
     """Kind of file system a directory is on, in the words of stat(1): `ext2/ext3` for ext4, too."""
     first_lines: dict[str, str] = field(default_factory=dict)
@@ -419,7 +421,7 @@ end sums
 section acls
 if [ -n "$ACLS" ]; then
   stat -f -c '#filesystem %n %T' $ACLS 2>/dev/null
-  if have getfacl; then getfacl -d -p -n $ACLS 2>/dev/null; fi
+  if have getfacl; then getfacl -d -p -n $ACLS 2>/dev/null; else printf '#unread\n'; fi
 fi
 end acls
 
@@ -881,6 +883,7 @@ def _understood(sections: dict[str, list[str]], request: Request) -> Snapshot:
         paths=paths,
         contents=_contents(sections["contents"]),
         default_acls=_default_acls(sections["acls"]),
+        acls_unread="#unread" in sections["acls"],
         filesystems={
             words[1]: words[2] for words in map(str.split, sections["acls"]) if words[:1] == ["#filesystem"]
         },

@@ -30,6 +30,8 @@ def request(directories: Sequence[Directory]) -> Request:
 
 def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
     """One command for all directories whose default ACL is another; those that are still to be made come later."""
+    if seen.acls_unread:
+        return []  # base installs the package; then they are looked at
     changes, lines = [], []
     for directory in directories:
         if seen.mounts.hides(directory.path):

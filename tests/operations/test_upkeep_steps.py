@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from facts import snapshot
 from facts.snapshot import PathState, Snapshot, UnitState
 from mediahost import upkeep as domain
 from mediahost.config import Settings, read
@@ -318,6 +319,18 @@ RIGHT = Snapshot(
 def test_a_directory_with_its_default_acl_is_no_step_and_is_asked_for() -> None:
     assert acl.steps([MEDIA], RIGHT) == []
     assert acl.request([MEDIA, replace(MEDIA, path="/opt", default_acl=None)]).acls == {"/data/media"}
+
+
+def test_an_acl_that_cannot_be_read_is_not_called_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare = replace(RIGHT, default_acls={})
+    assert acl.steps([MEDIA], bare)
+    assert acl.steps([MEDIA], replace(bare, acls_unread=True)) == []
+    here = {"acls": [str(tmp_path)]}
+    assert look(**here).acls_unread == (shutil.which("getfacl") is None)
+    monkeypatch.setattr(
+        snapshot, "_SCRIPT", snapshot._SCRIPT.replace("have getfacl", "have getfacl-that-is-not-here")
+    )
+    assert look(**here).acls_unread
 
 
 @pytest.mark.parametrize(
