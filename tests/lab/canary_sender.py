@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import math
 import os
 import re
 import signal
@@ -32,8 +31,10 @@ _YOUNG_SECONDS = 10.0
 _OLD_ROUNDS = 15
 """Later one may still be attached to the subnet, by hand: it is looked at in every fifteenth round."""
 _ROUND_SECONDS = 0.2
-_PATIENCE = {"tcp": 5.0, "flow": 20.0, "dns": 2.0}
-"""Seconds without an answer after which a connection is given up for a new one, and a question's port for another.
+_PATIENCE = {"tcp": 5.0, "flow": 20.0}
+"""Seconds without an answer after which a connection is given up for a new one."""
+_RESOLVER_PATIENCE = 2.0
+"""Seconds without an answer after which questions come from another port.
 
 A resolver never keeps its port (RFC 5452). One that did would ask, after a restart of Docker, where Docker's name
 server was before: connection tracking remembers that for as long as there are questions.
@@ -93,7 +94,7 @@ class Probe:
     def send(self, number: int) -> bool:
         """Send one more; True when a connection was given up for a new one."""
         with contextlib.suppress(OSError):
-            if self.socket is not None and time.monotonic() - self.fresh > _PATIENCE.get(self.how, math.inf):
+            if self.how == "dns" and time.monotonic() - self.fresh > _RESOLVER_PATIENCE:
                 self.close()
             if self.socket is None:
                 self.socket, self.fresh = self._opened(), time.monotonic()

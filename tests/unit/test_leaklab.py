@@ -199,6 +199,36 @@ def test_an_error_is_no_answer() -> None:
     assert canary_servers.answer(b"short", "198.51.100.7", "2001:db8:66::7") == b""
 
 
+def test_a_resolver_that_hears_nothing_asks_from_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(canary_sender.time, "monotonic", lambda: now[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        target = {"kind": "docker-dns", "how": "dns", "address": "127.0.0.1", "port": server.getsockname()[1]}
+        (resolver,) = canary_sender.probes({"targets": [target], "marker": leaklab.MARKER})
+
+        def asks() -> tuple[bytes, int]:
+            resolver.send(1)
+            question, (_, port) = server.recvfrom(512)
+            return question, port
+
+        _, first = asks()
+        now[0] += 1.9
+        question, second = asks()
+        assert second == first
+        record = b"\xc0\x0c" + struct.pack(">HHIH4s", 1, 1, 5, 4, b"\x01\x02\x03\x04")
+        server.sendto(
+            question[:2] + struct.pack(">HHHHH", 0x8180, 1, 1, 0, 0) + question[12:] + record, ("127.0.0.1", first)
+        )
+        assert resolver.hear() == 1
+        now[0] += 1.9
+        assert asks()[1] == first
+        now[0] += 2.1
+        assert asks()[1] != first
+        resolver.close()
+
+
 def test_a_port_is_mapped_as_nat_pmp_says() -> None:
     request = struct.pack(">BBHHHI", 0, 2, 0, 6881, 0, 60)
     assert canary_servers.mapping(request, "198.51.100.200", 40123) == struct.pack(
