@@ -41,6 +41,14 @@ def install_steps(names: Iterable[str], seen: Snapshot, without: Iterable[str] =
     return [*changes[:-1], Step(changes[-1].change, command, timeout=3600)]
 
 
+def exchange(names: str, held: bool) -> str:
+    """Shell that installs of `names` the versions that apt prefers, older ones too; `held` keeps them so."""
+    # apt takes the hold away together with what it allows.
+    hold = f"\napt-mark hold {names} >/dev/null" if held else ""
+    options = "--allow-downgrades --allow-change-held-packages --no-install-recommends"
+    return f"{APT}apt update >/dev/null\napt install {options} {names} >/dev/null{hold}"
+
+
 def hold_steps(names: Iterable[str], held: bool, seen: Snapshot) -> list[Step]:
     """Hold the installed ones of `names`, or release them."""
     different = [name for name in sorted(names) if name in seen.packages and seen.packages[name].held != held]

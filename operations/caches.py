@@ -79,9 +79,7 @@ def file_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         written += [*table[:-1], Step(table[-1].change, f"{marks}\n{table[-1].command}", stdin=table[-1].stdin)]
     for file, cache in zip(wanted.mount_files(settings), found, strict=True):
         written += files.steps((file,), seen, pending=wanted.unit(cache))
-    if any(step.change.startswith(f"{UNITS}/") for step in written):
-        written.append(Step("systemd: reads the units of the caches", units.RELOAD))
-    return written
+    return [*written, *units.reading_steps(written, "the units of the caches")]
 
 
 def mount_steps(settings: Settings, seen: Snapshot) -> list[Step]:
@@ -95,8 +93,7 @@ def mount_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         if not mounting:
             found += storage.steps((directory,), seen)
     if caches(settings):
-        found += units.unread_steps(wanted.PRUNE_TIMER, f"{UNITS}/{wanted.PRUNE_TIMER}", seen)
-        found += units.steps(wanted.PRUNE_TIMER, seen)
+        found += units.own_steps(wanted.PRUNE_TIMER, f"{UNITS}/{wanted.PRUNE_TIMER}", seen)
     return found
 
 

@@ -81,13 +81,7 @@ def version_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     names = " ".join(
         name for name in packages(settings, seen) if name in ("docker-ce", "docker-ce-cli", "docker.io", "docker-cli")
     )
-    command = (
-        apt.APT
-        + "apt update >/dev/null\n"
-        + f"apt install --allow-downgrades --allow-change-held-packages --no-install-recommends {names} >/dev/null"
-        # apt takes the hold away together with what it allows.
-        + (f"\napt-mark hold {names} >/dev/null" if settings.docker_hold else "")
-    )
+    command = apt.exchange(names, settings.docker_hold)
     return [
         Step(
             f"package {name}: version {present.version}, wanted {pinned} (the engine restarts)", command, timeout=3600

@@ -27,8 +27,7 @@ def unit_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """The unit running with what is on disk."""
     if not follow.runs(wanted.vpn):
         return []
-    unread = units.unread_steps(follow.UNIT, follow.UNIT_PATH, seen)
-    return [*unread, *units.steps(follow.UNIT, seen, interrupts="no service")]
+    return units.own_steps(follow.UNIT, follow.UNIT_PATH, seen, interrupts="no service")
 
 
 def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

@@ -182,12 +182,11 @@ def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     for file in wanted.mount_files:
         if file.path in of_mounts:
             steps += files.steps((file,), seen, pending=of_mounts[file.path])
-    if any(step.change.startswith(f"{render.UNIT_DIRECTORY}/") for step in steps):
-        steps.append(Step("systemd: reads the units of mounts", units.RELOAD))
     return [
         *apt.install_steps(render.packages(wanted.settings), seen),
         *format_steps(wanted, seen),
         *steps,
+        *units.reading_steps(steps, "the units of mounts"),
     ]
 
 
@@ -272,8 +271,7 @@ def watch_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     """The watch running with what is on disk."""
     if not wanted.mounts:
         return []
-    unread = units.unread_steps(render.WATCH_UNIT, render.WATCH_PATH, seen)
-    return [*unread, *units.steps(render.WATCH_UNIT, seen, interrupts="no service")]
+    return units.own_steps(render.WATCH_UNIT, render.WATCH_PATH, seen, interrupts="no service")
 
 
 def retire_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

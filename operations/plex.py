@@ -27,7 +27,6 @@ from operations.vendor_key import VendorKey
 
 _RECORDS = f"{STATE_DIRECTORY}/plex"
 _REFUSED = f"{_RECORDS}/refused"
-_UPDATE = "apt install --allow-downgrades --allow-change-held-packages --no-install-recommends"
 _HOLD = f"apt-mark hold {PACKAGE} >/dev/null"
 
 # A big library takes minutes to open.
@@ -155,9 +154,7 @@ def version_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         "status=0\npython3 -I - >/dev/null || status=$?\n"
         f'if [ "$status" = 3 ]; then echo "Plex: somebody plays now, the update waits" >&2; exit 0; fi\n'
         '[ "$status" = 0 ] || exit "$status"\n'
-        f"{apt.APT}apt update >/dev/null\n{_UPDATE} {PACKAGE} >/dev/null"
-        # apt takes the hold away together with what it allows.
-        + (f"\n{_HOLD}" if settings.plex_hold else "")
+        f"{apt.exchange(PACKAGE, settings.plex_hold)}"
     )
     change = f"package {PACKAGE}: version {present}, wanted {settings.plex_version} (Plex restarts; nobody plays)"
     return [Step(change, command, stdin=_program({"do": "idle"}), timeout=3600)]

@@ -19,6 +19,8 @@ from operations.files import clear_pending
 RELOAD = "systemctl daemon-reload"
 """Lets systemd read unit files anew."""
 
+_DIRECTORY = "/etc/systemd/system/"
+
 # Unit file states of which `systemctl enable` would change nothing.
 _ENABLED = ("enabled", "static", "alias", "indirect", "generated")
 
@@ -76,6 +78,18 @@ def restarted(unit: str, words_of: str = "") -> str:
         f"systemctl restart {shlex.quote(unit)} || "
         f"{{ journalctl -q --no-pager -o cat -n 3 {said} >&2 || true; exit 1; }}"
     )
+
+
+def own_steps(unit: str, path: str, seen: Snapshot, restart: str | None = None, interrupts: str = "") -> list[Step]:
+    """As `steps`, for a unit whose file at `path` is ours: one that systemd has not read is read."""
+    return [*unread_steps(unit, path, seen), *steps(unit, seen, restart, interrupts)]
+
+
+def reading_steps(written: Iterable[Step], whose: str) -> list[Step]:
+    """The step that lets systemd read unit files, where any of the steps in `written` changes one."""
+    if not any(step.change.startswith(_DIRECTORY) for step in written):
+        return []
+    return [Step(f"systemd: reads {whose}", RELOAD)]
 
 
 def stopped(unit: str) -> str:

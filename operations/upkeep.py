@@ -50,12 +50,9 @@ def concern_steps(concern: Concern, seen: Snapshot) -> list[Step]:
     written: list[Step] = []
     for unit, wanted in concern.files.items():
         written += files.steps(wanted, seen, pending=unit or None)
-    if any(step.change.startswith(f"{UNITS}/") for step in written):
-        written.append(Step(f"systemd: reads the units of {concern.name}", units.RELOAD))
-    found += written
+    found += [*written, *units.reading_steps(written, f"the units of {concern.name}")]
     for unit in concern.units:
-        found += units.unread_steps(unit, f"{UNITS}/{unit}", seen)
-        found += units.steps(unit, seen, units.restarted(unit), concern.interrupts)
+        found += units.own_steps(unit, f"{UNITS}/{unit}", seen, units.restarted(unit), concern.interrupts)
     return found
 
 

@@ -67,14 +67,8 @@ def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
         *files.steps(wall.system_files(vpn), seen),
         *files.steps(wall.tunnel_files(vpn), seen, pending=wall.TUNNEL_UNIT),
     ]
-    if any(step.change.startswith("/etc/systemd/system/") for step in written):
-        written.append(Step("systemd: reads the VPN's units", units.RELOAD))
-    return [*apt.install_steps(wall.packages(vpn), seen), *written]
-
-
-def _unit_steps(unit: str, path: str, seen: Snapshot, restart: str, interrupts: str) -> list[Step]:
-    """As `units.steps`; a unit file that systemd has not read, because a run died before, is read."""
-    return [*units.unread_steps(unit, path, seen), *units.steps(unit, seen, restart, interrupts)]
+    reading = units.reading_steps(written, "the VPN's units")
+    return [*apt.install_steps(wall.packages(vpn), seen), *written, *reading]
 
 
 def wall_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
@@ -82,7 +76,7 @@ def wall_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     vpn = _walled(wanted)
     if vpn is None:
         return []
-    found = _unit_steps(wall.WALL_UNIT, wall.WALL_UNIT_PATH, seen, _LOAD, "at once, nothing passes meanwhile")
+    found = units.own_steps(wall.WALL_UNIT, wall.WALL_UNIT_PATH, seen, _LOAD, "at once, nothing passes meanwhile")
     if any(_LOAD in step.command for step in found):
         return found
     different = [Step(change) for change in wall_differences(wanted, vpn, seen)]
@@ -136,7 +130,7 @@ def tunnel_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
         return []
     # What the service would do in a moment, so that this run sees how it ends.
     restart = f"systemctl restart {wall.TUNNEL_UNIT}\n{_SETTLE}"
-    found = _unit_steps(wall.TUNNEL_UNIT, wall.TUNNEL_UNIT_PATH, seen, restart, "the tunnel stays up")
+    found = units.own_steps(wall.TUNNEL_UNIT, wall.TUNNEL_UNIT_PATH, seen, restart, "the tunnel stays up")
     if not wall.holds_tunnel(vpn) or any(restart in step.command for step in found):
         return found
     different = [Step(change) for change in tunnel_differences(vpn, seen)]
@@ -199,7 +193,7 @@ def port_unit_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     if not forwarding.runs(wanted.vpn, wanted.stack):
         return []
     restart = f"systemctl restart {forwarding.UNIT}"
-    return _unit_steps(forwarding.UNIT, forwarding.UNIT_PATH, seen, restart, "the forwarded port stays")
+    return units.own_steps(forwarding.UNIT, forwarding.UNIT_PATH, seen, restart, "the forwarded port stays")
 
 
 def off_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

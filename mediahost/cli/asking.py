@@ -36,9 +36,22 @@ def ask_host(inventory: Path, host: str, program: str) -> dict[str, Any]:
 
 def _reason(log: str, host: str, program: str) -> str:
     """The last that pyinfra said of the host, else the end of its log."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", log).replace(program, "…")
-    named = [line.strip() for line in plain.splitlines() if line.strip().startswith(f"[{host}]")]
-    told = re.search(r"^--> pyinfra error in .* line \d+: (.*)$", plain, re.MULTILINE)
-    if told:
-        return told[1]
-    return named[-1].removeprefix(f"[{host}]").strip() if named else last_words(plain, 3) or "could not be asked"
+    text = plain(log).replace(program, "…")
+    return error_in(text) or last_of(text, host) or last_words(text, 3) or "could not be asked"
+
+
+def plain(log: str) -> str:
+    """What pyinfra logged, without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", log)
+
+
+def error_in(log: str) -> str:
+    """The error that ended pyinfra, of a plain log, without the traceback before it; empty where it went on."""
+    told = re.search(r"^--> pyinfra error in .* line \d+: (.*)$", log, re.MULTILINE)
+    return told[1] if told else ""
+
+
+def last_of(log: str, host: str) -> str:
+    """The last that a plain log says of `host`; empty where it is not named."""
+    named = [line.strip() for line in log.splitlines() if line.strip().startswith(f"[{host}]")]
+    return named[-1].removeprefix(f"[{host}]").strip() if named else ""

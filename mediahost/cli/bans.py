@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mediahost import bans_on_host
+from mediahost.cli.asking import error_in, last_of, plain
 from mediahost.cli.inventory import ROOT, BadInput, check_exists, host_data, inventory_argument, last_words
 from mediahost.render.fail2ban import RECIDIVE
 
+_UNASKED = "could not be asked"
 _ABSENT = '{"error": "Fail2Ban is not installed here; mediahost apply installs it unless fail2ban = False"}'
 
 
@@ -150,14 +152,13 @@ def ask(inventory: Path, request: dict[str, Any], limit: str | None) -> Answers:
     options = ["--json", *(["--limit", limit] if limit else [])]
     command = [sys.executable, "-m", "pyinfra", str(inventory.resolve()), *fact, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    log = plain(done.stderr)
     try:
         (said,) = json.loads(done.stdout).values()
     except (ValueError, AttributeError):
         host_data(inventory)  # says what is wrong when it is the inventory
-        # Before this line stands a traceback that says no more.
-        told = re.search(r"^--> pyinfra error in .* line \d+: (.*)$", _plain(done.stderr), re.MULTILINE)
-        raise click.ClickException(told[1] if told else last_words(_plain(done.stderr))) from None
-    answers = _understood(said, done.stderr)
+        raise click.ClickException(error_in(log) or last_words(log)) from None
+    answers = _understood(said, log)
     if not answers.hosts and not answers.failed:
         asked = f"no host matches {limit}" if limit else "no host in it"
         raise BadInput(f"{inventory}: {asked}; mediahost validate lists its hosts")
@@ -177,26 +178,16 @@ def _understood(said: dict[str, str | None], log: str) -> Answers:
         try:
             answer = json.loads(text or "")
         except ValueError:
-            answer = {"error": _reason(log, host)}
+            answer = {"error": last_of(log, host) or _UNASKED}
         if "error" in answer:
             answers.failed[host] = answer["error"]
         else:
             answers.hosts.append(host)
             answers.bans += [{"host": host, **ban} for ban in answer["bans"]]
     # A host that could not be reached is in pyinfra's log only.
-    named = {match[1] for match in re.finditer(r"^ +\[([^]]+)\] ", _plain(log), re.MULTILINE)}
-    answers.failed |= {host: _reason(log, host) for host in sorted(named - set(said))}
+    named = {match[1] for match in re.finditer(r"^ +\[([^]]+)\] ", log, re.MULTILINE)}
+    answers.failed |= {host: last_of(log, host) or _UNASKED for host in sorted(named - set(said))}
     return answers
-
-
-def _reason(log: str, host: str) -> str:
-    """The last that pyinfra said of `host`."""
-    lines = [line.strip() for line in _plain(log).splitlines() if line.strip().startswith(f"[{host}]")]
-    return lines[-1].removeprefix(f"[{host}]").strip() if lines else "could not be asked"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _table(bans: list[dict[str, Any]]) -> None:

@@ -15,11 +15,9 @@ from typing import Any
 import click
 
 from mediahost import on_host
-from mediahost.catalog import CatalogError, load_catalog
-from mediahost.check import check_all
 from mediahost.cli.asking import ask_host
-from mediahost.cli.inventory import BadInput, host_data, inventory_argument
-from mediahost.config import ConfigError, Settings
+from mediahost.cli.inventory import host_settings, inventory_argument
+from mediahost.config import Settings
 from mediahost.storage import mount_points
 from mediahost.upkeep import caches, snapraid_disks
 
@@ -73,7 +71,7 @@ def command(inventory: Path, dry_run: bool, limit: str | None, as_json: bool, se
     Exit codes: 0 all is well or was mended (or told, with --dry-run), 1 something could not be, 2 bad input.
     """
     totals = {}
-    for host, settings in _settings(inventory, limit).items():
+    for host, settings in host_settings(inventory, limit).items():
         totals[host] = _walked(inventory, host, request(settings, dry_run, seconds), quiet=as_json)
         if not as_json:
             _tell(host, totals[host], dry_run)
@@ -100,17 +98,6 @@ def request(settings: Settings, dry_run: bool, seconds: float = _SLICE) -> dict[
         "seconds": seconds,
         "cursor": None,
     }
-
-
-def _settings(inventory: Path, limit: str | None) -> dict[str, Settings]:
-    hosts = host_data(inventory, limit)
-    if not hosts:
-        asked = f"no host matches {limit}" if limit else "no host in it"
-        raise BadInput(f"{inventory}: {asked}; mediahost validate lists its hosts")
-    try:
-        return check_all(hosts, load_catalog())
-    except (ConfigError, CatalogError) as error:
-        raise BadInput(str(error)) from None
 
 
 def _walked(inventory: Path, host: str, asked: dict[str, Any], quiet: bool) -> Total:

@@ -6,11 +6,15 @@ import fnmatch
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from mediahost.catalog import CatalogError, load_catalog
+from mediahost.check import check_all
+from mediahost.config import ConfigError, Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 """Where pyinfra runs, from wherever the command is called: it looks for group_data/ in its working directory."""
@@ -57,6 +61,28 @@ def host_data(inventory: Path, limit: str | None = None) -> dict[str, dict[str, 
     # This command of pyinfra lists all hosts, whatever its own --limit says.
     chosen = [item for item in listed if not limit or _matches(item, limit)]
     return {item["name"]: item["data"] for item in chosen}
+
+
+def checked(hosts: Mapping[str, dict[str, Any]]) -> dict[str, Settings]:
+    """Settings by host, from their data. Raises `BadInput` with every problem and its mend."""
+    try:
+        return check_all(hosts, load_catalog())
+    except (ConfigError, CatalogError) as error:
+        raise BadInput(str(error)) from None
+
+
+def some_host_data(inventory: Path, limit: str | None) -> dict[str, dict[str, Any]]:
+    """As `host_data`; raises `BadInput` when there is no host, too."""
+    hosts = host_data(inventory, limit)
+    if not hosts:
+        asked = f"no host matches {limit}" if limit else "no host in it"
+        raise BadInput(f"{inventory}: {asked}; mediahost validate lists its hosts")
+    return hosts
+
+
+def host_settings(inventory: Path, limit: str | None) -> dict[str, Settings]:
+    """Settings by host, of one host or group with `limit`. Raises `BadInput` when there is no host."""
+    return checked(some_host_data(inventory, limit))
 
 
 def _matches(item: dict[str, Any], limit: str) -> bool:

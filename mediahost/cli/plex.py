@@ -9,11 +9,9 @@ from typing import Any
 import click
 
 from mediahost import on_host, plex
-from mediahost.catalog import CatalogError, load_catalog
-from mediahost.check import check_all
 from mediahost.cli.asking import ask_host
-from mediahost.cli.inventory import BadInput, host_data, inventory_argument
-from mediahost.config import ConfigError, Settings
+from mediahost.cli.inventory import BadInput, checked, host_data, inventory_argument
+from mediahost.config import Settings
 
 
 @click.group("plex", context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,10 +69,7 @@ def _one_host(inventory: Path, limit: str | None) -> tuple[str, Settings]:
     if len(hosts) != 1:
         many = f"{len(hosts)} hosts ({', '.join(sorted(hosts))})" if hosts else "no host"
         raise BadInput(f"{inventory}: {limit or 'it'} has {many}; name one with --limit HOST")
-    try:
-        return next(iter(check_all(hosts, load_catalog()).items()))
-    except (ConfigError, CatalogError) as error:
-        raise BadInput(str(error)) from None
+    return next(iter(checked(hosts).items()))
 
 
 def request(settings: Settings, source: str | None) -> dict[str, Any]:

@@ -20,10 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mediahost import secrets
-from mediahost.catalog import CatalogError, load_catalog
-from mediahost.check import check_all
-from mediahost.cli.inventory import ROOT, BadInput, check_exists, host_data, last_words
-from mediahost.config import ConfigError
+from mediahost.cli.inventory import ROOT, BadInput, check_exists, checked, host_data, last_words
 from mediahost.secrets.keys import PASSPHRASE_VARIABLE
 
 DEPLOY = ROOT / "deploy.py"
@@ -103,10 +100,7 @@ def _unreached(inventory: Path) -> list[str]:
     data = host_data(inventory)
     if not data:
         raise BadInput(f"{inventory}: no host in it. inventories/home.py shows how to write one")
-    try:
-        check_all(data, load_catalog())
-    except (ConfigError, CatalogError) as error:
-        raise BadInput(str(error)) from None
+    checked(data)
     return list(data)
 
 

@@ -20,11 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mediahost import nordvpn, on_host, vpn_on_host, wireguard
-from mediahost.catalog import CatalogError, load_catalog
-from mediahost.check import check_all
+from mediahost.catalog import load_catalog
 from mediahost.cli.asking import ask_host as _ask_host
-from mediahost.cli.inventory import BadInput, check_exists, host_data, inventory_argument
-from mediahost.config import ConfigError, Settings
+from mediahost.cli.inventory import BadInput, check_exists, host_settings, inventory_argument, some_host_data
+from mediahost.config import Settings
 from mediahost.render import forwarding, wall
 from mediahost.secrets import Automatic, Vault, VaultError, vault_path
 from mediahost.secrets.error import shown
@@ -119,21 +118,13 @@ def nordvpn_(inventory: Path, country: str | None, limit: str | None) -> None:
 def _one_host(inventory: Path, limit: str | None) -> tuple[str, dict[str, Any]]:
     """The host whose tunnel is meant. Raises `BadInput` for none or several: two hosts with one key throw each
     other out of the tunnel."""
-    hosts = _hosts(inventory, limit)
+    hosts = some_host_data(inventory, limit)
     if len(hosts) > 1:
         raise BadInput(
             f"{inventory}: {limit or 'it'} has {len(hosts)} hosts ({', '.join(sorted(hosts))}) and each needs a "
             "configuration of its own: two with the same key throw each other out. Name one with --limit HOST"
         )
     return next(iter(hosts.items()))
-
-
-def _hosts(inventory: Path, limit: str | None) -> dict[str, dict[str, Any]]:
-    hosts = host_data(inventory, limit)
-    if not hosts:
-        asked = f"no host matches {limit}" if limit else "no host in it"
-        raise BadInput(f"{inventory}: {asked}; mediahost validate lists its hosts")
-    return hosts
 
 
 def _called(file: Any) -> str:
@@ -371,7 +362,7 @@ class Answers:
 def _ask_hosts(inventory: Path, limit: str | None, module: str, more: dict[str, Any]) -> Answers:
     """Let each host with a VPN run a program of ours. Raises `BadInput` when the inventory cannot be used."""
     answers = Answers()
-    settings = _settings(inventory, limit)
+    settings = host_settings(inventory, limit)
     for host, chosen in settings.items():
         if chosen.vpn_provider == "none":
             answers.without.append(host)
@@ -388,14 +379,6 @@ def _ask_hosts(inventory: Path, limit: str | None, module: str, more: dict[str, 
         else:
             answers.told[host] = told
     return answers
-
-
-def _settings(inventory: Path, limit: str | None) -> dict[str, Settings]:
-    hosts = _hosts(inventory, limit)
-    try:
-        return check_all(hosts, load_catalog())
-    except (ConfigError, CatalogError) as error:
-        raise BadInput(str(error)) from None
 
 
 def _request(settings: Settings) -> dict[str, Any]:

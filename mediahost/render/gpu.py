@@ -91,14 +91,9 @@ def low_power(decision: Decision, settings: Settings) -> bool:
 
 
 def toolkit_source(settings: Settings, release: Release) -> File:
-    """NVIDIA's repository of the container toolkit: a flat one, so its suite is a directory."""
-    lines = (
-        "Types: deb",
-        f"URIs: {settings.gpu_toolkit_apt_url}/stable/deb/{release.architecture}/",
-        "Suites: /",
-        f"Signed-By: {TOOLKIT_KEYRING}",
-    )
-    return text_file(TOOLKIT_PATH, *lines)
+    """NVIDIA's repository of the container toolkit."""
+    url = f"{settings.gpu_toolkit_apt_url}/stable/deb/{release.architecture}"
+    return _flat_source(TOOLKIT_PATH, url, TOOLKIT_KEYRING)
 
 
 def toolkit_key_url(settings: Settings) -> str:
@@ -114,13 +109,12 @@ def driver_repository(settings: Settings, release: Release, version: str) -> str
 
 def driver_source(settings: Settings, release: Release) -> File:
     """That repository."""
-    lines = (
-        "Types: deb",
-        f"URIs: {driver_repository(settings, release, release.version)}/",
-        "Suites: /",
-        f"Signed-By: {DRIVER_KEYRING}",
-    )
-    return text_file(DRIVER_PATH, *lines)
+    return _flat_source(DRIVER_PATH, driver_repository(settings, release, release.version), DRIVER_KEYRING)
+
+
+def _flat_source(path: str, url: str, keyring: str) -> File:
+    """A source of apt for a flat repository: its suite is a directory."""
+    return text_file(path, "Types: deb", f"URIs: {url}/", "Suites: /", f"Signed-By: {keyring}")
 
 
 def pin_file(driver: Driver) -> File:

@@ -52,6 +52,12 @@ class Home:
         """With a key for the vault that is this repository's own."""
         return {**os.environ, "MEDIAHOST_VAULT_KEY_FILE": str(self.repository / "vault.key")}
 
+    def settle(self, **data: Any) -> None:
+        """Write the inventory with these data, and none that were given before."""
+        self.data.clear()
+        self.data.update(data)
+        self.write_inventory()
+
     def write_inventory(self, **changes: Any) -> None:
         """(Re)write the inventory; `changes` replace data of every host, None takes a key away."""
         hosts = []

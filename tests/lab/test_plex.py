@@ -52,12 +52,6 @@ class Server:
         """What a shell of root prints."""
         return self.host.run(["sudo", "sh", "-c", command], check=check).stdout
 
-    def settle(self, **data: object) -> None:
-        """The owner's inventory."""
-        self.home.data.clear()
-        self.home.data.update(data)
-        self.home.write_inventory()
-
     def hand_over(self, token: str) -> None:
         """Put a claim token into the vault."""
         name = f"{vault_folder(self.host.name)}/plex/claim"
@@ -121,7 +115,7 @@ def set_up(provisioned: Home) -> Server:
     server = Server(provisioned)
     server.host.restore(PROVISIONED)
     server.root(f"echo 'deb https://downloads.plex.tv/repo/deb public main' >{OLD_SOURCE}; : >{OLD_KEY}")
-    server.settle(**WANTED)
+    server.home.settle(**WANTED)
     server.hand_over(CLAIM)
     server.home.apply()
     server.host.snapshot(SET_UP)
@@ -132,7 +126,7 @@ def set_up(provisioned: Home) -> Server:
 def server(set_up: Server) -> Iterator[Server]:
     """That host, restored."""
     set_up.host.restore(SET_UP)
-    set_up.settle(**WANTED)
+    set_up.home.settle(**WANTED)
     yield set_up
     set_up.home.data.clear()
     set_up.home.write_inventory()
@@ -190,22 +184,22 @@ def test_neither_token_is_in_a_report_a_log_or_a_process(server: Server) -> None
 def test_a_key_with_another_fingerprint_is_refused_and_nothing_is_installed(provisioned: Home) -> None:
     server = Server(provisioned)
     server.host.restore(PROVISIONED)
-    server.settle(plex="native", plex_apt_fingerprint=aptrepo.wrong_fingerprint())
+    server.home.settle(plex="native", plex_apt_fingerprint=aptrepo.wrong_fingerprint())
     done = server.home.mediahost("apply")
     assert done.returncode == 1
     assert f"fingerprint '{aptrepo.fingerprint()}', not {aptrepo.wrong_fingerprint()}" in told(done)
     assert server.host.run(["test", "-e", plex.HOME], check=False).returncode != 0
     # Positive control: with the right one the same host gets it.
-    server.settle(plex="native")
+    server.home.settle(plex="native")
     server.home.apply()
     assert server.version() == NEWER
-    server.settle()
+    server.home.settle()
 
 
 def test_an_update_waits_while_somebody_plays_and_happens_afterwards(server: Server) -> None:
     server.play(1)
     before = server.started()
-    server.settle(**{**WANTED, "plex_version": "1.43.4.*"})
+    server.home.settle(**{**WANTED, "plex_version": "1.43.4.*"})
     server.names(f"plex | package: {artefacts.PIN_PATH}: content differs")
     report = server.home.apply()
     assert any(
@@ -274,7 +268,7 @@ def test_a_preference_changed_by_somebody_is_named_set_back_and_the_others_stay(
 
 def test_switched_off_it_stops_and_keeps_all_and_on_again_everything_is_there(server: Server) -> None:
     before, libraries = server.attributes(), server.libraries()
-    server.settle()
+    server.home.settle()
     server.names("plex | what is switched off: Plex: switched off")
     server.home.apply()
     assert server.home.changes() == []
@@ -284,7 +278,7 @@ def test_switched_off_it_stops_and_keeps_all_and_on_again_everything_is_there(se
     for path in artefacts.PATHS:
         assert server.host.run(["test", "-e", path], check=False).returncode != 0
     assert server.attributes() == before
-    server.settle(**WANTED)
+    server.home.settle(**WANTED)
     server.home.apply()
     assert server.home.changes() == []
     assert server.attributes()["PlexOnlineToken"] == before["PlexOnlineToken"]
@@ -292,7 +286,7 @@ def test_switched_off_it_stops_and_keeps_all_and_on_again_everything_is_there(se
 
 
 def test_a_stranger_reaches_the_server_and_not_what_it_is_found_with(server: Server, stranger: Machine) -> None:
-    server.settle(**WANTED, firewall_lan=LAN)
+    server.home.settle(**WANTED, firewall_lan=LAN)
     server.home.apply()
     ports = "8324,32399-32400,32469"
     # Something that listens there, so that a port that is closed to him is closed by the firewall.
@@ -303,7 +297,7 @@ def test_a_stranger_reaches_the_server_and_not_what_it_is_found_with(server: Ser
     inside = scan(stranger, LAN4, server.host.address4, "tcp", ports)
     assert outside.answered == {32400}
     assert inside.answered == {8324, 32400, 32469}
-    server.settle(**WANTED, firewall_lan=LAN, plex_exposure="lan")
+    server.home.settle(**WANTED, firewall_lan=LAN, plex_exposure="lan")
     server.home.apply()
     assert scan(stranger, stranger.address4, server.host.address4, "tcp", ports).answered == frozenset()
     assert scan(stranger, LAN4, server.host.address4, "tcp", ports).answered == {8324, 32400, 32469}
@@ -323,14 +317,14 @@ def test_a_containers_library_moves_to_the_host(provisioned: Home) -> None:
     """plex = docker, then native, then the move: refused while either runs, and afterwards all of it is there."""
     server = Server(provisioned)
     server.host.restore(PROVISIONED)
-    server.settle(plex="docker")
+    server.home.settle(plex="docker")
     server.home.apply()
     inside = "docker exec mediahost-plex-1 curl -fsS -m 60"
     server.root(f"{inside} -X POST '{plex.URL}/myplex/claim?token={CLAIM}'")
     path = f"/opt/media-server/config/plex/library/{plex.SUPPORT}/Preferences.xml"
     text = server.root(f"cat {shlex.quote(path)}")
     claimed = dict(ElementTree.fromstring(text).attrib)  # noqa: S314 - the stand-in wrote it
-    server.settle(plex="native")
+    server.home.settle(plex="native")
     changes = server.home.changes()
     assert any("service plex: stops, the native Plex takes its ports" in change for change in changes), changes
     server.home.apply()
@@ -344,4 +338,4 @@ def test_a_containers_library_moves_to_the_host(provisioned: Home) -> None:
     assert server.attributes()["PlexOnlineToken"] == claimed["PlexOnlineToken"]
     assert server.attributes()["MachineIdentifier"] == claimed["MachineIdentifier"]
     assert set(server.libraries()) == {"Movies", "TV Shows", "Music", "Audiobooks"}
-    server.settle()
+    server.home.settle()

@@ -65,12 +65,6 @@ class Store:
         """Whether root cannot do it."""
         return self.host.run(["sudo", "sh", "-c", command], check=False).returncode != 0
 
-    def settle(self, **data: Any) -> None:
-        """The owner's inventory."""
-        self.home.data.clear()
-        self.home.data.update(data)
-        self.home.write_inventory()
-
     def mounted(self, at: str) -> str:
         """Source and type of what is mounted there, autofs aside; nothing when nothing is."""
         return self.root(f"findmnt -n -o SOURCE,FSTYPE --mountpoint {at} -t noautofs || true")
@@ -132,7 +126,7 @@ def store_made(provisioned: Home) -> Store:
     """The provisioned home, its media on a pool of three disks of three filesystems."""
     store = Store(provisioned)
     provisioned.machine.restore(PROVISIONED)
-    store.settle(**POOLED)
+    store.home.settle(**POOLED)
     _empty_tree(store)
     report = provisioned.apply()
     store.made = {change["what"]: change["operation"] for change in report["changes"]}
@@ -144,7 +138,7 @@ def store_made(provisioned: Home) -> Store:
 def store(store_made: Store) -> Iterator[Store]:
     """That host, freshly restored."""
     store_made.host.restore(STORED)
-    store_made.settle(**POOLED)
+    store_made.home.settle(**POOLED)
     yield store_made
     store_made.home.data.clear()
     store_made.home.write_inventory()
@@ -219,7 +213,7 @@ def test_a_disk_with_data_is_refused_with_what_is_on_it_and_not_a_byte_is_change
     device = f"{BY_ID}4"
     unstored.root(prepare.format(device) + " && udevadm settle && sync")
     before = unstored.root(f"sha256sum <{device}")
-    unstored.settle(storage_disks=[{"device": device, "at": "/mnt/disk4", "format": True}])
+    unstored.home.settle(storage_disks=[{"device": device, "at": "/mnt/disk4", "format": True}])
     assert any(says in change for change in unstored.changes())
     refusal = unstored.refused()
     assert says in refusal
@@ -234,7 +228,7 @@ def test_a_disk_that_holds_data_is_used_as_it_is_without_format(unstored: Store)
         f"mkfs.ext4 -q {device} && mount {device} /mnt && echo mine >/mnt/photo && umount /mnt && udevadm settle"
     )
     uuid = unstored.root(f"blkid -s UUID -o value {device}")
-    unstored.settle(storage_disks=[{"device": f"UUID={uuid.upper()}", "at": "/mnt/disk4"}])
+    unstored.home.settle(storage_disks=[{"device": f"UUID={uuid.upper()}", "at": "/mnt/disk4"}])
     unstored.home.apply()
     assert unstored.root("cat /mnt/disk4/photo") == "mine"
     assert unstored.changes() == []
@@ -242,7 +236,7 @@ def test_a_disk_that_holds_data_is_used_as_it_is_without_format(unstored: Store)
 
 def test_a_wrong_uuid_is_refused_before_anything_is_changed(unstored: Store) -> None:
     wrong = "UUID=00000000-1111-4222-8333-444455556666"
-    unstored.settle(storage_disks=[{"device": wrong, "at": "/data"}])
+    unstored.home.settle(storage_disks=[{"device": wrong, "at": "/data"}])
     assert any(f"disk {wrong} is not there" in change for change in unstored.changes())
     refusal = unstored.refused()
     assert f"/data: disk {wrong} is not there" in refusal
@@ -253,7 +247,7 @@ def test_a_wrong_uuid_is_refused_before_anything_is_changed(unstored: Store) -> 
 
 def test_files_that_a_mount_would_hide_are_told_and_stay(unstored: Store) -> None:
     unstored.root("echo mine >/data/media/photo")
-    unstored.settle(storage_disks=[{**EXT4, "at": "/data"}])
+    unstored.home.settle(storage_disks=[{**EXT4, "at": "/data"}])
     assert "/data/media/photo, which a mount would hide" in unstored.refused()
     assert unstored.root("cat /data/media/photo") == "mine"
 
@@ -358,7 +352,7 @@ def test_drift_of_the_guard_is_named_and_mended(store: Store, breaks: str, says:
 
 
 def test_other_options_are_taken_into_use_and_the_plan_says_what_stops_meanwhile(store: Store) -> None:
-    store.settle(**{**POOLED, "storage_disks": [{**EXT4, "options": ["commit=60"]}, XFS, BTRFS]})
+    store.home.settle(**{**POOLED, "storage_disks": [{**EXT4, "options": ["commit=60"]}, XFS, BTRFS]})
     assert any("mnt-disk1.mount: content differs" in change for change in store.changes())
     store.home.apply()
     assert "commit=60" in store.root("findmnt -n -o OPTIONS --mountpoint /mnt/disk1")
@@ -369,7 +363,7 @@ def test_what_is_taken_out_is_not_unmounted_and_its_data_and_the_bare_directory_
     store: Store,
 ) -> None:
     store.root("echo kept >/data/media/kept")
-    store.settle()
+    store.home.settle()
     changes = store.changes()
     assert any("/data: not wanted any more" in change for change in changes), changes
     store.home.apply()
@@ -381,7 +375,7 @@ def test_what_is_taken_out_is_not_unmounted_and_its_data_and_the_bare_directory_
     assert store.mounted("/data") == ""
     store.home.apply()  # the tree, on the root disk again
     store.root("touch /data/media/written")
-    store.settle(**POOLED)
+    store.home.settle(**POOLED)
     _empty_tree(store)
     store.home.apply()
     assert store.root("cat /data/media/kept") == "kept"
@@ -416,7 +410,7 @@ systemctl restart nfs-server smbd
 def shared(unstored: Store, nas: Machine) -> Store:
     """The host with its media on the NFS share."""
     nas.restore("clean")
-    unstored.settle(
+    unstored.home.settle(
         storage_shares=[{"kind": "nfs", "source": f"{nas.address4}:/export/media", "at": "/data"}],
         storage_device_timeout=15,
     )
@@ -460,7 +454,7 @@ def test_smb_is_mounted_with_credentials_that_root_alone_reads_and_no_password_i
 ) -> None:
     nas.restore("clean")
     share = {"kind": "smb", "source": f"//{nas.address4}/films", "at": "/mnt/films", "account": "nas"}
-    unstored.settle(storage_shares=[share])
+    unstored.home.settle(storage_shares=[share])
     missing = unstored.home.mediahost("plan")
     assert "mediahost secrets set" in told(missing)
     folder = vault_folder(unstored.host.name)
