@@ -62,7 +62,7 @@ def test_the_default_layout_is_proven_by_the_first_run_and_leaves_no_file(kept: 
 
 
 def test_on_the_layout_of_ssd_and_hdd_it_fails_with_the_right_words_and_the_run_does_not(kept: Store) -> None:
-    kept.settle(layout="split", downloads_root="/srv/downloads")
+    kept.home.settle(layout="split", downloads_root="/srv/downloads")
     report = kept.home.apply()
     words = "hardlinks: the layout split cannot have them: /srv/downloads and /data/media are two mounts"
     assert words in notices(report)
@@ -75,7 +75,7 @@ def test_on_the_layout_of_ssd_and_hdd_it_fails_with_the_right_words_and_the_run_
 
 def test_a_library_on_a_disk_of_its_own_inside_the_tree_is_told_and_no_other(kept: Store) -> None:
     kept.root("rmdir /data/media/tv")
-    kept.settle(storage_disks=[{**EXT4, "at": "/data/media/tv"}])
+    kept.home.settle(storage_disks=[{**EXT4, "at": "/data/media/tv"}])
     report = kept.home.apply()
     assert "/data/torrents and /data/media/tv are on two file systems or mounts" in notices(report)
     assert "/data/media/movies" not in notices(report)
@@ -91,7 +91,7 @@ def test_on_a_pool_it_passes(store: Store) -> None:  # noqa: F811
 def test_on_smb_it_says_exactly_when_a_link_cannot_be_made(unstored: Store, nas: Machine) -> None:  # noqa: F811
     nas.restore("clean")
     share = {"kind": "smb", "source": f"//{nas.address4}/films", "at": "/data", "account": "nas"}
-    unstored.settle(storage_shares=[share])
+    unstored.home.settle(storage_shares=[share])
     folder = vault_folder(unstored.host.name)
     for name, value in (("user", USER), ("password", PASSWORD)):
         unstored.home.mediahost("secrets", "set", f"{folder}/nas/{name}", check=True, typed=value)
@@ -182,7 +182,7 @@ SYNC = f"systemctl start {snapraid.SYNC_UNIT}"
 def array(kept: Store) -> Store:
     """Two disks as a pool, parity on a third, sixty files, synced once."""
     kept.root("find /data -xdev ! -type d -delete")
-    kept.settle(**ARRAY)
+    kept.home.settle(**ARRAY)
     kept.home.apply()
     kept.root("for n in $(seq 1 60); do head -c 20000 /dev/urandom >/data/media/movies/$n; done")
     kept.root("cd /data/media/movies && sha256sum * >/root/sums")
@@ -235,7 +235,7 @@ def test_damage_is_found_by_the_scrub_told_and_repaired(array: Store) -> None:
 
 
 def test_switched_off_its_timers_go_and_its_parity_stays(array: Store) -> None:
-    array.settle(**{**ARRAY, "snapraid_parity": []})
+    array.home.settle(**{**ARRAY, "snapraid_parity": []})
     array.home.apply()
     assert array.home.changes() == []
     assert array.root("systemctl list-timers --all --no-legend 'mediahost-snapraid*'") == ""
@@ -251,7 +251,7 @@ def test_swap_is_there_after_a_boot_put_back_after_swapoff_and_gone_when_switche
     kept: Store, kind: str, name: str
 ) -> None:
     before = kept.root("tail -n +2 /proc/swaps | awk '{print $1}'")
-    kept.settle(swap=kind, swap_size="128m")
+    kept.home.settle(swap=kind, swap_size="128m")
     kept.home.apply()
     assert kept.home.changes() == []
     assert f"{name}" in kept.root("cat /proc/swaps")
@@ -259,13 +259,13 @@ def test_swap_is_there_after_a_boot_put_back_after_swapoff_and_gone_when_switche
     assert becomes(lambda: name in kept.root("cat /proc/swaps"))
     kept.root(f"swapoff $(awk '$1 ~ \"^{name}\" {{print $1}}' /proc/swaps)")
     assert kept.home.changes() == ["upkeep | swap in use, trim, reports: swap: not in use"]
-    kept.settle(swap=kind, swap_size="192m")
+    kept.home.settle(swap=kind, swap_size="192m")
     kept.home.apply()
     assert kept.home.changes() == []
     assert int(kept.root(f"awk '$1 ~ \"^{name}\" {{print $3}}' /proc/swaps")) in range(
         192 * 1024 - 64, 192 * 1024 + 1
     )
-    kept.settle()
+    kept.home.settle()
     kept.home.apply()
     assert kept.root("tail -n +2 /proc/swaps | awk '{print $1}'") == before
     assert kept.fails(f"test -e {swap.FILE_PATH}")
@@ -273,7 +273,7 @@ def test_swap_is_there_after_a_boot_put_back_after_swapoff_and_gone_when_switche
 
 
 def test_smartd_and_the_trim_timer_run_and_a_report_is_repeated_until_it_is_read(kept: Store) -> None:
-    kept.settle(smart=True, trim=True)
+    kept.home.settle(smart=True, trim=True)
     kept.home.apply()
     assert kept.home.changes() == []
     assert kept.root(f"systemctl is-active {smart.UNIT} fstrim.timer").split() == ["active", "active"]
@@ -284,7 +284,7 @@ def test_smartd_and_the_trim_timer_run_and_a_report_is_repeated_until_it_is_read
     assert "/dev/sdz: 8 pending sectors" in notices(report)
     kept.root(f"rm {smart.REPORTS_PATH}")
     assert "pending sectors" not in notices(kept.home.apply())
-    kept.settle()
+    kept.home.settle()
     kept.home.apply()
     assert smart.CONFIGURATION_PATH not in kept.root("tr '\\0' ' ' </proc/$(pidof smartd || echo 1)/cmdline")
     assert kept.home.changes() == []
@@ -296,7 +296,7 @@ CACHED: dict[str, Any] = {"transcode_size": "100m", "thumbnails_size": "80m", "t
 
 
 def test_a_cache_holds_its_limit_comes_back_at_boot_grows_and_leaves_its_file_when_it_goes(kept: Store) -> None:
-    kept.settle(**CACHED)
+    kept.home.settle(**CACHED)
     kept.home.apply()
     assert kept.home.changes() == []
     at = "/srv/cache/transcode"
@@ -307,12 +307,12 @@ def test_a_cache_holds_its_limit_comes_back_at_boot_grows_and_leaves_its_file_wh
     reboot(kept.host)
     assert kept.root(f"cat {at}/kept") == "x"
     assert kept.home.changes() == []
-    kept.settle(**{**CACHED, "transcode_size": "160m"})
+    kept.home.settle(**{**CACHED, "transcode_size": "160m"})
     kept.home.apply()
     assert kept.home.changes() == []
     assert kept.root(f"cat {at}/kept") == "x"
     assert int(kept.root(f"stat -f -c '%b * %S' {at} | xargs expr")) > 130_000_000
-    kept.settle()
+    kept.home.settle()
     kept.home.apply()
     assert kept.root("findmnt -n -t ext4 -o TARGET | grep cache || true") == ""
     kept.root(f"test -s {at}.img")
@@ -321,7 +321,7 @@ def test_a_cache_holds_its_limit_comes_back_at_boot_grows_and_leaves_its_file_wh
 
 
 def test_a_full_cache_is_brought_to_eighty_per_cent_and_what_is_new_stays(kept: Store) -> None:
-    kept.settle(**CACHED)
+    kept.home.settle(**CACHED)
     kept.home.apply()
     at = "/srv/cache/transcode"
     kept.root(
@@ -335,7 +335,7 @@ def test_a_full_cache_is_brought_to_eighty_per_cent_and_what_is_new_stays(kept: 
 
 
 def test_in_memory_it_is_gone_at_boot_and_never_larger(kept: Store) -> None:
-    kept.settle(transcode_size="64m", transcode_in="memory")
+    kept.home.settle(transcode_size="64m", transcode_in="memory")
     kept.home.apply()
     assert kept.home.changes() == []
     assert kept.root("findmnt -n -o FSTYPE --mountpoint /srv/cache/transcode") == "tmpfs"
