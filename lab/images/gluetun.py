@@ -27,8 +27,8 @@ import tomllib
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - python3 -I leaves it out
 
-import stand_in  # type: ignore[import-not-found]  # noqa: E402
-from linuxserver import log  # type: ignore[import-not-found]  # noqa: E402
+import stand_in  # noqa: E402
+from linuxserver import log  # noqa: E402
 from stand_in import Answer, Request, StandIn, fail  # noqa: E402
 
 TYPE_CHECKING = False  # the name type checkers know; importing typing would cost 10 ms natively

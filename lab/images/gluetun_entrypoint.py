@@ -26,6 +26,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["healthcheck"]:
         sys.exit(check())
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - python3 -I leaves it out
-    import gluetun  # type: ignore[import-not-found]
+    import gluetun
 
     sys.exit(gluetun.main())

@@ -12,8 +12,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - python3 -I leaves it out
 
-import linuxserver  # type: ignore[import-not-found]  # noqa: E402
-import plex_server  # type: ignore[import-not-found]  # noqa: E402
+import linuxserver  # noqa: E402
+import plex_server  # noqa: E402
 
 ROOT = os.environ.get("MEDIAHOST_STAND_IN_ROOT", "").rstrip("/")
 SUPPORT = f"{ROOT}/config/Library/Application Support"

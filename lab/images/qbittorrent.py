@@ -9,7 +9,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - python3 -I leaves it out
 
-import linuxserver  # type: ignore[import-not-found]  # noqa: E402
+import linuxserver  # noqa: E402
 
 CONFIG_DIRECTORY = "/config"
 PROGRAM = "/usr/bin/qbittorrent-nox"

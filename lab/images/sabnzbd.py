@@ -15,8 +15,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - python3 -I leaves it out
 
-import linuxserver  # type: ignore[import-not-found]  # noqa: E402
-import stand_in  # type: ignore[import-not-found]  # noqa: E402
+import linuxserver  # noqa: E402
+import stand_in  # noqa: E402
 from stand_in import Answer, Request, StandIn, fail, new_key, port_number  # noqa: E402
 
 

@@ -22,7 +22,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - python3 -I leaves it out
 
-import linuxserver  # type: ignore[import-not-found]  # noqa: E402
+import linuxserver  # noqa: E402
 from linuxserver import log  # noqa: E402
 
 TYPE_CHECKING = False  # the name type checkers know; importing typing would cost 10 ms natively

@@ -1,0 +1,2 @@
+# Inside an image the programs lie side by side and import each other by their bare names.
+from lab.vendor.plex_server import *
