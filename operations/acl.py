@@ -15,7 +15,7 @@ from facts.snapshot import Request, Snapshot
 from mediahost.render.tree import OUR_ACL
 from mediahost.resources import Directory
 from operations import report
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 # In the words of stat(1), of GNU and of uutils. On what is not named here it is tried.
 WITHOUT_ACL = frozenset(
@@ -80,7 +80,7 @@ def notices(directories: Sequence[Directory], seen: Snapshot) -> list[str]:
 
 
 @operation()
-def inherited(directories: Sequence[Directory]):  # type: ignore[no-untyped-def]
+def inherited(directories: Sequence[Directory]) -> Commands:
     """
     Default ACLs of directories.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pyinfra.api import operation
 
 from facts.snapshot import Snapshot
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 # `apt-get` does not wait for a lock by itself; 600 s outlives an unattended upgrade. needrestart must neither ask
 # nor restart services in the middle of a run. Kept configuration files: ours are drop-ins, so the old one stays.
@@ -61,7 +61,7 @@ def hold_steps(names: Iterable[str], held: bool, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def packages(names: Sequence[str]):  # type: ignore[no-untyped-def]
+def packages(names: Sequence[str]) -> Commands:
     """
     Packages that must be installed.
 

@@ -10,7 +10,7 @@ from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import base as wanted
 from operations import apt, files, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 JOURNALD = "systemd-journald.service"
 UPGRADE_TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
@@ -99,7 +99,7 @@ def steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def timezone(zone: str):  # type: ignore[no-untyped-def]
+def timezone(zone: str) -> Commands:
     """
     The host's time zone.
 
@@ -109,7 +109,7 @@ def timezone(zone: str):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def sysctls(settings: dict[str, str]):  # type: ignore[no-untyped-def]
+def sysctls(settings: dict[str, str]) -> Commands:
     """
     Kernel settings, as they are in the running kernel.
 
@@ -119,7 +119,7 @@ def sysctls(settings: dict[str, str]):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def time_sync(settings: Settings):  # type: ignore[no-untyped-def]
+def time_sync(settings: Settings) -> Commands:
     """
     A clock that is right: TLS, one-time passwords and logs depend on it.
 
@@ -129,7 +129,7 @@ def time_sync(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def journal(settings: Settings):  # type: ignore[no-untyped-def]
+def journal(settings: Settings) -> Commands:
     """
     A journal that does not eat the disk.
 
@@ -139,7 +139,7 @@ def journal(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def unattended_upgrades(settings: Settings):  # type: ignore[no-untyped-def]
+def unattended_upgrades(settings: Settings) -> Commands:
     """
     Security updates that install themselves.
 
@@ -149,7 +149,7 @@ def unattended_upgrades(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def base_packages(names: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def base_packages(names: tuple[str, ...]) -> Commands:
     """
     The packages every host gets, with the time client that fits the distribution.
 

@@ -17,7 +17,7 @@ from mediahost.render import caches as wanted
 from mediahost.render.upkeep import UNITS
 from mediahost.upkeep import caches
 from operations import files, storage, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 _INTERRUPTS = "transcodes at work end, and services that use it start anew"
 
@@ -103,7 +103,7 @@ def steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def limited(settings: Settings):  # type: ignore[no-untyped-def]
+def limited(settings: Settings) -> Commands:
     """
     Caches that cannot grow beyond their size.
 

@@ -17,7 +17,7 @@ from mediahost.resources import Container, File
 from mediahost.stack import PROJECT, PROXY
 from mediahost.wanted import Wanted
 from operations import files, gpu
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 _RELOAD = (
     f"docker exec {PROJECT}-{PROXY}-1 caddy validate --config /etc/caddy/Caddyfile --adapter caddyfile >/dev/null\n"
@@ -65,8 +65,8 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
     """Remove what is not wanted, then bring up what differs, healthy, within `timeout` seconds."""
     compose = f"docker compose --ansi never --progress quiet -f {shlex.quote(f'{stack_root}/compose.yaml')}"
     by_service: dict[str, list[ContainerState]] = {}
-    for container in seen.containers:
-        by_service.setdefault(container.service, []).append(container)
+    for found in seen.containers:
+        by_service.setdefault(found.service, []).append(found)
     steps = [
         Step(f"service {service}: not wanted any more, its data stay", _remove(containers))
         for service, containers in sorted(by_service.items())
@@ -169,7 +169,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def described(wanted: Wanted):  # type: ignore[no-untyped-def]
+def described(wanted: Wanted) -> Commands:
     """
     Compose file, secrets and seeds.
 
@@ -179,7 +179,7 @@ def described(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def services(wanted: Wanted):  # type: ignore[no-untyped-def]
+def services(wanted: Wanted) -> Commands:
     """
     Containers as the compose file says, healthy.
 
@@ -189,7 +189,7 @@ def services(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def proxy(proxy_file: File | None):  # type: ignore[no-untyped-def]
+def proxy(proxy_file: File | None) -> Commands:
     """
     Routes of the reverse proxy, in use.
 

@@ -8,7 +8,7 @@ code path, an operation that says "changed" has been seen to work, and one with 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from pyinfra.api.state import StateStage
 from facts.snapshot import HostSnapshot, Request, Snapshot, UnreadableSnapshotError, parse, script
 from operations import guard as guards
 from operations import lock, report
+
+Commands = Generator[StringCommand | FunctionCommand, None, None]
+"""What the body of an operation yields. pyinfra's decorator asks for a generator: an iterator will not do."""
 
 # A step can make another one possible (install, then configure); nothing here needs more than three rounds.
 _ROUNDS = 4

@@ -8,7 +8,7 @@ from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import docker as wanted
 from operations import apt, files, gpu, units, vendor_key
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.vendor_key import VendorKey
 
 UNIT = "docker.service"
@@ -168,7 +168,7 @@ def steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def engine(settings: Settings):  # type: ignore[no-untyped-def]
+def engine(settings: Settings) -> Commands:
     """
     The engine's packages.
 
@@ -178,7 +178,7 @@ def engine(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def daemon(settings: Settings):  # type: ignore[no-untyped-def]
+def daemon(settings: Settings) -> Commands:
     """
     The engine configured and running.
 

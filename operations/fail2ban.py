@@ -17,7 +17,7 @@ from mediahost.render import fail2ban as wanted
 from mediahost.render.fail2ban import Jail
 from mediahost.wanted import Wanted
 from operations import apt, files, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 # systemctl makes it when it enables the timer; it stays, dangling, when the manifest removes the timer's file.
 _TIMER_LINK = f"/etc/systemd/system/timers.target.wants/{wanted.RELOAD_TIMER}"
@@ -129,7 +129,7 @@ def steps(plan: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def configuration(settings: Settings, jails: Sequence[Jail]):  # type: ignore[no-untyped-def]
+def configuration(settings: Settings, jails: Sequence[Jail]) -> Commands:
     """
     Jails, filters and who is never banned.
 
@@ -140,7 +140,7 @@ def configuration(settings: Settings, jails: Sequence[Jail]):  # type: ignore[no
 
 
 @operation()
-def running(jails: Sequence[Jail]):  # type: ignore[no-untyped-def]
+def running(jails: Sequence[Jail]) -> Commands:
     """
     Fail2Ban running with its configuration, its bans in effect.
 
@@ -150,7 +150,7 @@ def running(jails: Sequence[Jail]):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def absent():  # type: ignore[no-untyped-def]
+def absent() -> Commands:
     """No Fail2Ban of ours that runs."""
     yield from converge(off_steps)
 

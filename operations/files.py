@@ -15,7 +15,7 @@ from pyinfra.api import operation
 
 from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
 from mediahost.resources import Directory, File
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.guard import Guard
 
 
@@ -110,7 +110,7 @@ def write(files: Sequence[File], pending: str | None = None) -> tuple[str, str]:
     lines = [_RECEIVE]
     if pending is not None:
         lines.append(mark_pending(pending))
-    stdin = []
+    stdin: list[str] = []
     for file in files:
         arguments = (file.path, f"{file.owner}:{file.group}", file.mode, file.check or "")
         lines.append("receive " + " ".join(shlex.quote(argument) for argument in arguments))
@@ -121,7 +121,7 @@ def write(files: Sequence[File], pending: str | None = None) -> tuple[str, str]:
 
 
 @operation()
-def managed(files: Sequence[File], pending: str | None = None, guard: Guard | None = None):  # type: ignore[no-untyped-def]
+def managed(files: Sequence[File], pending: str | None = None, guard: Guard | None = None) -> Commands:
     """
     Files with exactly this content, owner and mode.
 

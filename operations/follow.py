@@ -8,7 +8,7 @@ from facts.snapshot import Request, Snapshot
 from mediahost.render import follow
 from mediahost.wanted import Wanted
 from operations import files, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 
 def request(wanted: Wanted) -> Request:
@@ -36,7 +36,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
+def prepared(wanted: Wanted) -> Commands:
     """
     What keeps confined services in Gluetun's network, on disk.
 
@@ -46,7 +46,7 @@ def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def running(wanted: Wanted):  # type: ignore[no-untyped-def]
+def running(wanted: Wanted) -> Commands:
     """
     That unit, running.
 

@@ -22,7 +22,7 @@ from mediahost.render import gpu as wanted_files
 from mediahost.render.compose import render_compose
 from mediahost.wanted import Wanted
 from operations import apt, files, manifest, reboot, report, units, vendor_key
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.vendor_key import VendorKey
 
 HELD = f"{STATE_DIRECTORY}/gpu/held"
@@ -545,7 +545,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
+def prepared(wanted: Wanted) -> Commands:
     """
     Drivers, firmware and names of graphics cards.
 
@@ -555,7 +555,7 @@ def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def settled(wanted: Wanted):  # type: ignore[no-untyped-def]
+def settled(wanted: Wanted) -> Commands:
     """
     The same after a reboot: that it is not asked for any more, or that it did not help.
 
@@ -569,7 +569,7 @@ def settled(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def ready(wanted: Wanted):  # type: ignore[no-untyped-def]
+def ready(wanted: Wanted) -> Commands:
     """
     Cards that were tried out, and described to Docker.
 
@@ -579,7 +579,7 @@ def ready(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def inside(wanted: Wanted):  # type: ignore[no-untyped-def]
+def inside(wanted: Wanted) -> Commands:
     """
     Cards that were tried from inside the containers that have them; what cannot be used is told.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,8 @@ def fresh_login(target: Host, port: int | None) -> str:
 
 def _as_this_run(target: Host) -> dict[str, Any]:
     """How the operation at work becomes root: what a command outside of it has to be told."""
-    arguments = state.get_op_data_for_host(target, str(target.executing_op_hash)).global_arguments
+    data = state.get_op_data_for_host(target, str(target.executing_op_hash))
+    arguments: Mapping[str, Any] = data.global_arguments
     return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
 
 

@@ -20,7 +20,7 @@ from mediahost.render import hardening as wanted
 from mediahost.render import marked
 from mediahost.resources import File
 from operations import apt, base, files, report, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.guard import Guard
 
 FORMER_PATH = f"{STATE_DIRECTORY}/former"
@@ -357,7 +357,7 @@ def _copy(path: str) -> str:
 
 
 @operation()
-def access(settings: Settings):  # type: ignore[no-untyped-def]
+def access(settings: Settings) -> Commands:
     """
     Who may become another user, and how.
 
@@ -368,7 +368,7 @@ def access(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def controls(settings: Settings):  # type: ignore[no-untyped-def]
+def controls(settings: Settings) -> Commands:
     """
     Every other control, on or given back.
 
@@ -384,7 +384,7 @@ def controls(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def watched(settings: Settings):  # type: ignore[no-untyped-def]
+def watched(settings: Settings) -> Commands:
     """
     Audit rules that are loaded, and AIDE's database.
 

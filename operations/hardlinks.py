@@ -17,7 +17,7 @@ from mediahost import hardlinks
 from mediahost.stack import PROJECT
 from mediahost.wanted import Wanted
 from operations import report
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 MOUNTS = "/proc/mounts"
 _ROOT = "/data/"
@@ -108,7 +108,7 @@ def notices(wanted: Wanted, seen: Snapshot) -> list[str]:
 
 
 @operation()
-def proven(wanted: Wanted):  # type: ignore[no-untyped-def]
+def proven(wanted: Wanted) -> Commands:
     """
     Hardlinks tried, and what came of it told.
 

@@ -15,7 +15,7 @@ from facts.snapshot import STATE_DIRECTORY, Snapshot
 from mediahost.render import caches, follow, forwarding, gpu, plex, smart, snapraid, swap, totp, wall
 from mediahost.resources import File
 from operations import files
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.guard import SSHD_RELOAD, Guard
 
 PATH = f"{STATE_DIRECTORY}/manifest"
@@ -93,7 +93,7 @@ def prune_steps(owned: Mapping[str, str], seen: Snapshot, before_ssh: bool = Fal
 
 
 @operation()
-def entered(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
+def entered(owned: Mapping[str, str]) -> Commands:
     """
     Owned files that the manifest knows.
 
@@ -103,7 +103,7 @@ def entered(owned: Mapping[str, str]):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def pruned(owned: Mapping[str, str], before_ssh: bool = False):  # type: ignore[no-untyped-def]
+def pruned(owned: Mapping[str, str], before_ssh: bool = False) -> Commands:
     """
     No owned file that is not wanted any more.
 

@@ -18,7 +18,7 @@ from mediahost.render.mounts import Mount
 from mediahost.storage import Disk
 from mediahost.wanted import Wanted
 from operations import apt, files, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 _MAKE = {
     # No blocks reserved for root: this is not the disk that the system lives on.
@@ -311,7 +311,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def retired(wanted: Wanted):  # type: ignore[no-untyped-def]
+def retired(wanted: Wanted) -> Commands:
     """
     No unit and no guard of a mount that is not wanted any more.
 
@@ -321,7 +321,7 @@ def retired(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
+def prepared(wanted: Wanted) -> Commands:
     """
     Programs, filesystems on empty disks, units and the guard.
 
@@ -331,7 +331,7 @@ def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def mounted(wanted: Wanted):  # type: ignore[no-untyped-def]
+def mounted(wanted: Wanted) -> Commands:
     """
     Disks, pools and shares where they belong.
 
@@ -341,7 +341,7 @@ def mounted(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def watched(wanted: Wanted):  # type: ignore[no-untyped-def]
+def watched(wanted: Wanted) -> Commands:
     """
     The watch over them.
 

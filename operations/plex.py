@@ -22,7 +22,7 @@ from mediahost.render import plex as artefacts
 from mediahost.stack import vault_folder
 from mediahost.wanted import Wanted
 from operations import apt, files, gpu, report, storage, units, vendor_key
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.vendor_key import VendorKey
 
 _RECORDS = f"{STATE_DIRECTORY}/plex"
@@ -338,7 +338,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def removed(settings: Settings):  # type: ignore[no-untyped-def]
+def removed(settings: Settings) -> Commands:
     """
     Nothing left of a native Plex that is switched off, but its data and its package.
 
@@ -348,7 +348,7 @@ def removed(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def installed(settings: Settings):  # type: ignore[no-untyped-def]
+def installed(settings: Settings) -> Commands:
     """
     Plex's package from Plex's repository.
 
@@ -358,7 +358,7 @@ def installed(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def running(settings: Settings):  # type: ignore[no-untyped-def]
+def running(settings: Settings) -> Commands:
     """
     The server running and answering.
 
@@ -368,7 +368,7 @@ def running(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def settled(wanted: Wanted):  # type: ignore[no-untyped-def]
+def settled(wanted: Wanted) -> Commands:
     """
     Preferences, owner and libraries.
 

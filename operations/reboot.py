@@ -20,7 +20,7 @@ from pyinfra.connectors.util import clear_askpass_cache
 
 from facts.snapshot import STATE_DIRECTORY, Request, Snapshot, UnreadableSnapshotError
 from operations import convergence, lock, report
-from operations.convergence import Step
+from operations.convergence import Commands, Step
 
 RECORD = f"{STATE_DIRECTORY}/reboot"
 """The boot in which a reboot was asked for, then a reason a line."""
@@ -96,7 +96,7 @@ def notice(seen: Snapshot, at: str | None) -> str:
 
 
 @operation()
-def done(at: str | None):  # type: ignore[no-untyped-def]
+def done(at: str | None) -> Commands:
     """
     The reboot that was asked for, where this run may do it.
 

@@ -9,7 +9,7 @@ from pyinfra.api import operation
 
 from facts.snapshot import ROLLBACK_DIRECTORY, Snapshot
 from operations import report
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 
 def pending_steps(seen: Snapshot) -> list[Step]:
@@ -23,7 +23,7 @@ def pending_steps(seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def settled():  # type: ignore[no-untyped-def]
+def settled() -> Commands:
     """No change of an earlier run that nobody has proven."""
 
     def missing(seen: Snapshot) -> list[Step]:

@@ -117,7 +117,7 @@ def _inventory_file() -> Path:
 
 
 @operation()
-def secrets_kept():  # type: ignore[no-untyped-def]
+def secrets_kept() -> convergence.Commands:
     """New secrets go into the vault before any host gets them: a run that dies must not lose them."""
     vault: _Vault = state.mediahost_vault  # type: ignore[attr-defined]
     if host.name in vault.made_for:
@@ -126,7 +126,7 @@ def secrets_kept():  # type: ignore[no-untyped-def]
 
 
 @operation()
-def unlocked():  # type: ignore[no-untyped-def]
+def unlocked() -> convergence.Commands:
     """The run lock is given back, if this run took it."""
     yield from lock.give_back()
 

@@ -24,7 +24,7 @@ from mediahost.render import totp as render_totp
 from mediahost.render.ssh import Server
 from mediahost.resources import File
 from operations import apt, files, report, totp, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.guard import SSHD_READS, SSHD_RELOAD, Guard
 
 UNIT = "ssh.service"
@@ -403,7 +403,7 @@ def guard(settings: Settings, seen: Snapshot) -> Guard:
 
 
 @operation()
-def inside_kept(settings: Settings, factors: tuple[File, ...]):  # type: ignore[no-untyped-def]
+def inside_kept(settings: Settings, factors: tuple[File, ...]) -> Commands:
     """
     The machine that runs this is not one that will be asked for a code.
 
@@ -417,7 +417,7 @@ def inside_kept(settings: Settings, factors: tuple[File, ...]):  # type: ignore[
 
 
 @operation()
-def hardened(settings: Settings, factors: tuple[File, ...] = ()):  # type: ignore[no-untyped-def]
+def hardened(settings: Settings, factors: tuple[File, ...] = ()) -> Commands:
     """
     An SSH server that takes keys only, and from outside a code as well when there are secrets for it.
 

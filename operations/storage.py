@@ -15,7 +15,7 @@ from pyinfra.api import deploy, operation
 from facts.snapshot import Snapshot
 from mediahost.resources import Directory
 from operations import acl
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 # File systems that keep neither owner nor mode: the options of the mount say what they show. In stat(1)'s words.
 WITHOUT_OWNERS = frozenset(("cifs", "exfat", "fat", "msdos", "smb", "smb2", "vfat"))
@@ -65,7 +65,7 @@ def steps(directories: Sequence[Directory], seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def tree(directories: Sequence[Directory]):  # type: ignore[no-untyped-def]
+def tree(directories: Sequence[Directory]) -> Commands:
     """
     Directories with their owner, group and mode.
 

@@ -21,7 +21,7 @@ from mediahost.render.firewall import Exposed
 from mediahost.resources import File, FirewallRule
 from mediahost.vpn import Vpn
 from operations import apt, files, report, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.guard import UFW_RELOAD, Guard
 
 UNIT = "ufw.service"
@@ -284,7 +284,7 @@ def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot, vpn: V
 
 
 @operation()
-def firewall(settings: Settings, exposed: Sequence[Exposed], vpn: Vpn | None = None):  # type: ignore[no-untyped-def]
+def firewall(settings: Settings, exposed: Sequence[Exposed], vpn: Vpn | None = None) -> Commands:
     """
     UFW switched on with the rules that follow from exposure.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pyinfra.api import operation
 
 from facts.snapshot import Snapshot
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.files import clear_pending
 
 RELOAD = "systemctl daemon-reload"
@@ -108,7 +108,7 @@ def removal_steps(unit: str, paths: Iterable[str], seen: Snapshot) -> list[Step]
 
 
 @operation()
-def running(unit: str, restart: str | None = None, interrupts: str = ""):  # type: ignore[no-untyped-def]
+def running(unit: str, restart: str | None = None, interrupts: str = "") -> Commands:
     """
     A unit that is enabled, running and current.
 

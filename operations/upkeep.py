@@ -15,7 +15,7 @@ from mediahost.config import Settings
 from mediahost.render import smart, snapraid, swap
 from mediahost.render.upkeep import UNITS, Concern
 from operations import apt, files, report, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 TRIM_UNIT = "fstrim.timer"
 SWAPS = "/proc/swaps"
@@ -103,7 +103,7 @@ def steps(settings: Settings, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def kept(concern: Concern):  # type: ignore[no-untyped-def]
+def kept(concern: Concern) -> Commands:
     """
     One concern, as wanted or gone.
 
@@ -113,7 +113,7 @@ def kept(concern: Concern):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def used(settings: Settings):  # type: ignore[no-untyped-def]
+def used(settings: Settings) -> Commands:
     """
     Swap in use and the trim timer running; and what the disks report is told.
 

@@ -18,7 +18,7 @@ from mediahost.config import Settings
 from mediahost.render import users as wanted
 from mediahost.resources import File, Group, User
 from operations import files, report
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 from operations.guard import Guard
 
 RECORD = f"{STATE_DIRECTORY}/admins"
@@ -343,7 +343,7 @@ def _foreign_keys(present: str, ours: tuple[str, ...]) -> list[str]:
 
 
 @operation()
-def login_kept(settings: Settings):  # type: ignore[no-untyped-def]
+def login_kept(settings: Settings) -> Commands:
     """
     The account that this run logged in as is not one that the run removes.
 
@@ -353,7 +353,7 @@ def login_kept(settings: Settings):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def accounts(groups: tuple[Group, ...], users: tuple[User, ...]):  # type: ignore[no-untyped-def]
+def accounts(groups: tuple[Group, ...], users: tuple[User, ...]) -> Commands:
     """
     Groups and users that exist, with their memberships and expiry.
 
@@ -368,7 +368,7 @@ def accounts(groups: tuple[Group, ...], users: tuple[User, ...]):  # type: ignor
 
 
 @operation()
-def authorized_keys(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
+def authorized_keys(users: tuple[User, ...]) -> Commands:
     """
     Keys with which users log in.
 
@@ -384,7 +384,7 @@ def authorized_keys(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def former(users: tuple[User, ...]):  # type: ignore[no-untyped-def]
+def former(users: tuple[User, ...]) -> Commands:
     """
     Former administrators, without login, keys and the groups they were given. Their files stay.
 

@@ -36,7 +36,7 @@ from operations import (
     users,
     vpn,
 )
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 
 def request(wanted: Wanted) -> Request:
@@ -85,7 +85,7 @@ def differences(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def nothing_left(wanted: Wanted):  # type: ignore[no-untyped-def]
+def nothing_left(wanted: Wanted) -> Commands:
     """
     No difference anywhere.
 

@@ -20,7 +20,7 @@ from mediahost.stack import PROJECT
 from mediahost.vpn import BRIDGE, LINK, NETWORK, TABLE, Vpn
 from mediahost.wanted import Wanted
 from operations import apt, files, manifest, units
-from operations.convergence import Step, converge
+from operations.convergence import Commands, Step, converge
 
 _NETWORK = f"{PROJECT}_{NETWORK}"
 _DISABLE_IPV6 = f"net.ipv6.conf.{BRIDGE}.disable_ipv6"
@@ -310,7 +310,7 @@ def steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
 
 
 @operation()
-def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
+def prepared(wanted: Wanted) -> Commands:
     """
     Programs and files of the wall and the tunnel.
 
@@ -320,7 +320,7 @@ def prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def walled(wanted: Wanted):  # type: ignore[no-untyped-def]
+def walled(wanted: Wanted) -> Commands:
     """
     The wall in the kernel.
 
@@ -330,7 +330,7 @@ def walled(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def tunnelled(wanted: Wanted):  # type: ignore[no-untyped-def]
+def tunnelled(wanted: Wanted) -> Commands:
     """
     The tunnel up, and watched over.
 
@@ -340,7 +340,7 @@ def tunnelled(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def inside(wanted: Wanted):  # type: ignore[no-untyped-def]
+def inside(wanted: Wanted) -> Commands:
     """
     The wall inside each confined container.
 
@@ -350,7 +350,7 @@ def inside(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def port_prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
+def port_prepared(wanted: Wanted) -> Commands:
     """
     What follows the forwarded port, on disk.
 
@@ -360,7 +360,7 @@ def port_prepared(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def port_followed(wanted: Wanted):  # type: ignore[no-untyped-def]
+def port_followed(wanted: Wanted) -> Commands:
     """
     The forwarded port, followed.
 
@@ -370,7 +370,7 @@ def port_followed(wanted: Wanted):  # type: ignore[no-untyped-def]
 
 
 @operation()
-def removed(wanted: Wanted):  # type: ignore[no-untyped-def]
+def removed(wanted: Wanted) -> Commands:
     """
     Nothing left of what is switched off.
 
