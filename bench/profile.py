@@ -102,7 +102,7 @@ def _main(output: Path, arguments: list[str]) -> None:
     watch = _Stopwatch()
 
     def load_pyinfra() -> Any:
-        import pyinfra_cli.main  # type: ignore[import-untyped]
+        import pyinfra_cli.main
 
         return pyinfra_cli.main
 
