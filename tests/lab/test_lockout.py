@@ -52,7 +52,7 @@ def comes_back(machine: Machine, within: float, user: str = image.USER) -> bool:
 
 def proving(event: dict[str, Any]) -> bool:
     """The change is made, the proof is about to begin."""
-    return event["event"] == "proving"
+    return bool(event["event"] == "proving")
 
 
 @dataclass(frozen=True)

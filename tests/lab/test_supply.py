@@ -302,7 +302,7 @@ def test_nvidias_flat_repositories_are_read_through_the_products_own_sources_and
         },
     )
     release = Release("debian", "trixie", "13")
-    stanzas = []
+    stanzas: list[str] = []
     for source, url in (
         (gpu.toolkit_source(settings, release), gpu.toolkit_key_url(settings)),
         (gpu.driver_source(settings, release), gpu.driver_key_url(settings, release)),

@@ -134,7 +134,7 @@ def test_a_chain_of_a_jail_of_the_user_s_own_is_left_alone() -> None:
 
 @pytest.mark.parametrize("unit", [artefacts.UNIT, artefacts.RELOAD_TIMER])
 @pytest.mark.parametrize("state", [{"active": "failed"}, {"enabled": "disabled"}])
-def test_a_unit_that_does_not_run_or_is_not_enabled_is_told(unit: str, state: dict[str, str]) -> None:
+def test_a_unit_that_does_not_run_or_is_not_enabled_is_told(unit: str, state: dict[str, Any]) -> None:
     wanted = plan()
     seen = as_wanted(wanted)
     drifted = replace(seen, units={**seen.units, unit: replace(seen.units[unit], **state)})

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 import yaml
 from pyinfra.api.exceptions import ConnectError, OperationError
@@ -23,7 +24,7 @@ from mediahost.render import docker as docker_files
 from mediahost.render import gpu as gpu_files
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted, build
-from operations import compose, docker, gpu, manifest, reboot
+from operations import compose, docker, gpu, manifest, reboot, report
 from operations.convergence import Step
 from tests.operations.test_deploy import BARE, DATA, Project
 from tests.operations.test_steps import INSTALLED, as_present, commands, refusal, sound, told
@@ -96,10 +97,9 @@ def as_wanted(wanted: Wanted, seen: Snapshot) -> Snapshot:
         paths=paths,
         packages=packages,
         contents=contents,
-        manifest=dict.fromkeys(path for path in paths if path in gpu_files.PATHS),
+        manifest=dict.fromkeys((path for path in paths if path in gpu_files.PATHS), ""),
         units={gpu_files.CDI_UNIT: LOADED},
     )
-    done = replace(done, manifest=dict.fromkeys(done.manifest, ""))
     proven = [(str(card), gpu._software(card, done)) for card in decided.cards]
     if decided.driver and not decided.driver.dkms:
         # The metapackage brings the module for the newest kernel.
@@ -112,7 +112,7 @@ def as_wanted(wanted: Wanted, seen: Snapshot) -> Snapshot:
     return done
 
 
-MODULE = {"nvidia": "580.95.05"}
+MODULE: dict[str, Any] = {"nvidia": "580.95.05"}
 HOSTS: dict[str, Callable[[], Snapshot]] = {
     "intel": lambda: bare(INTEL),
     "intel on debian": lambda: bare(INTEL, os=TRIXIE),
@@ -587,7 +587,7 @@ class Booting:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = itertools.count(0, 60)
-    monkeypatch.setattr(reboot.gevent, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(gevent, "sleep", lambda _seconds: None)
     monkeypatch.setattr(reboot, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     monkeypatch.setattr(reboot, "clear_askpass_cache", lambda _host: None)
 
@@ -606,7 +606,7 @@ def test_a_run_goes_on_when_the_host_has_booted_anew_and_not_before(
 def test_a_host_that_does_not_come_back_fails_with_why(no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(reboot, "host", Booting([None] * 99))
-    monkeypatch.setattr(reboot.report, "refusal", said.append)
+    monkeypatch.setattr(report, "refusal", said.append)
     with pytest.raises(OperationError, match="refused"):
         reboot._come_back("boot-1")
     assert "did not come back within 900 s" in said[0]

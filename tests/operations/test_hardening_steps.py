@@ -353,7 +353,8 @@ def test_lines_an_earlier_version_put_into_debsums_file_are_not_kept_as_the_form
 )
 def test_a_host_that_cannot_audit_is_told_and_gets_no_auditd(change: dict[str, Any], words: str) -> None:
     seen = stock()
-    seen = replace(seen, **{key: {**getattr(seen, key), **value} for key, value in change.items()})
+    changed: dict[str, Any] = {key: {**getattr(seen, key), **value} for key, value in change.items()}
+    seen = replace(seen, **changed)
     assert any(words in notice for notice in hardening.notices(Settings(), seen))
     assert not [step for step in hardening.steps(Settings(), seen) if "audit" in step.change]
     assert hardening.watch_steps(Settings(), replace(seen, packages={"auditd": INSTALLED})) == []

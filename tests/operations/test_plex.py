@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from facts import snapshot
 from facts.snapshot import (
     ContainerState,
     GpuState,
@@ -23,7 +22,7 @@ from facts.snapshot import (
     parse,
     script,
 )
-from mediahost import config, plex
+from mediahost import config, on_host, plex
 from mediahost.catalog import load_catalog
 from mediahost.gpu import Card
 from mediahost.plex import PACKAGE, UNIT
@@ -223,7 +222,7 @@ def test_who_began_to_play_meanwhile_is_asked_for_right_before_the_update(playin
         request = server.request("idle")
         done = subprocess.run(
             ["sh", "-euc", program],
-            input=stage.on_host.program("mediahost.plex_on_host", request),
+            input=on_host.program("mediahost.plex_on_host", request),
             capture_output=True,
             text=True,
             check=False,
@@ -264,7 +263,7 @@ def test_a_changed_drop_in_owes_a_restart_from_before_it_is_written() -> None:
         ({"enabled": "disabled"}, f"{UNIT}: not enabled"),
     ],
 )
-def test_a_server_that_is_down_is_started_and_awaited(state: dict[str, str], change: str) -> None:
+def test_a_server_that_is_down_is_started_and_awaited(state: dict[str, Any], change: str) -> None:
     wanted = plan()
     seen = as_wanted(wanted)
     seen = replace(seen, units={UNIT: replace(RUNNING, **state)}, plex=PlexState(claimed=True))
@@ -444,8 +443,8 @@ def server(tmp_path: Path) -> Iterator[Plex]:
 
 
 def look(server: Plex, monkeypatch: pytest.MonkeyPatch, *preferences: str) -> tuple[PlexState, str]:
-    monkeypatch.setattr(snapshot.plex, "URL", server.url)
-    monkeypatch.setattr(snapshot.plex, "PREFERENCES", str(server.preferences))
+    monkeypatch.setattr(plex, "URL", server.url)
+    monkeypatch.setattr(plex, "PREFERENCES", str(server.preferences))
     request = Request(plex=frozenset(preferences))
     done = subprocess.run(["sh", "-s"], input=script(request), capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -31,6 +31,7 @@ SFTP = {"subsystem": ("sftp /usr/lib/openssh/sftp-server",)}
 # paramiko 4.0's own, in part
 PARAMIKO = ControlSide({"KexAlgorithms": frozenset({"curve25519-sha256@libssh.org", "ecdh-sha2-nistp256"})}, port=22)
 IDLE = replace(RUNNING, active="inactive", sub="dead")
+Probes = dict[str, dict[str, tuple[str, ...]]]
 
 
 def plain(path: str) -> dict[str, PathState]:
@@ -129,7 +130,7 @@ def test_what_sshd_itself_says_of_a_login_counts_where_the_text_tells_nothing() 
         sshd_probes={"user=root,host=probe,addr=192.0.2.1": {"passwordauthentication": ("no",)}},
     )
     assert ssh.steps(Settings(), harmless) == []
-    weak = {"user=root,host=probe,addr=192.0.2.1": {"passwordauthentication": ("yes",)}}
+    weak: Probes = {"user=root,host=probe,addr=192.0.2.1": {"passwordauthentication": ("yes",)}}
     assert "addr=192.0.2.1 passwordauthentication is yes" in refusal(
         ssh.steps(Settings(), replace(harmless, sshd_probes=weak))
     )

@@ -21,7 +21,7 @@ from mediahost.resources import File
 from operations import manifest, ssh, totp, verify
 from operations.convergence import Step
 from operations.ssh import ControlSide
-from tests.operations.test_ssh import PARAMIKO, bare, hardened
+from tests.operations.test_ssh import PARAMIKO, Probes, bare, hardened
 from tests.operations.test_steps import as_present, commands, refusal, sound, told
 from tests.unit.test_config import KEY
 
@@ -57,9 +57,9 @@ def after(given: Settings, **differs: Any) -> Snapshot:
     seen = hardened(given, before())
     made = factors(given)
     outside = {keyword.lower(): (value,) for keyword, value in rendered.effective_outside(given).items()}
-    probes = {
-        probe: outside if totp.is_outside(given, probe) else {"kbdinteractiveauthentication": ("no",)}
-        for probe in ssh.request(given).ssh_probes
+    inside = {"kbdinteractiveauthentication": ("no",)}
+    probes: Probes = {
+        probe: {**(outside if totp.is_outside(given, probe) else inside)} for probe in ssh.request(given).ssh_probes
     }
     drop_in = render_ssh.drop_in(given, ssh.server(given, seen))
     found = replace(
@@ -271,14 +271,14 @@ def test_a_rollback_takes_pams_file_back_as_well() -> None:
 
 def test_a_login_from_outside_that_needs_no_code_is_refused() -> None:
     seen = after(settings())
-    weak = {**seen.sshd_probes, f"user=me,host=probe,addr={ssh.OUTSIDE}": {"authenticationmethods": ("any",)}}
+    weak: Probes = {**seen.sshd_probes, f"user=me,host=probe,addr={ssh.OUTSIDE}": {"authenticationmethods": ("any",)}}
     assert "authenticationmethods is any" in refusal(steps(settings(), replace(seen, sshd_probes=weak)))
 
 
 def test_questions_at_home_are_refused_though_they_are_wanted_outside() -> None:
     seen = after(settings())
     (inside,) = [p for p in seen.sshd_probes if p.startswith("user=me") and not totp.is_outside(settings(), p)]
-    weak = {**seen.sshd_probes, inside: {"kbdinteractiveauthentication": ("yes",)}}
+    weak: Probes = {**seen.sshd_probes, inside: {"kbdinteractiveauthentication": ("yes",)}}
     assert f"{inside} kbdinteractiveauthentication is yes" in refusal(
         steps(settings(), replace(seen, sshd_probes=weak))
     )

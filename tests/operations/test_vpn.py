@@ -165,8 +165,10 @@ def test_new_settings_reach_the_living_interface_which_never_goes_down() -> None
 def test_each_drift_in_the_kernel_is_told_and_mended(part: dict[str, Any], change: str) -> None:
     wanted = plan()
     seen = as_wanted(wanted)
-    changed = {name: {**getattr(seen.vpn, name), **value} if isinstance(value, dict) else value
-               for name, value in part.items()}  # fmt: skip
+    changed: dict[str, Any] = {
+        name: {**getattr(seen.vpn, name), **value} if isinstance(value, dict) else value
+        for name, value in part.items()
+    }
     steps = vpn.steps(wanted, replace(seen, vpn=replace(seen.vpn, **changed)))
     assert change in told(steps)
     assert steps[-1].command in (

@@ -196,7 +196,7 @@ def test_a_host_that_cannot_be_reached_is_told_and_the_others_are_shown(
         assert command[:3] == [sys.executable, "-m", "pyinfra"]
         return subprocess.CompletedProcess(command, 1, json.dumps(said), log)
 
-    monkeypatch.setattr(bans.subprocess, "run", pretend)
+    monkeypatch.setattr(subprocess, "run", pretend)
     done = run("list", str(inventory))
     assert done.exit_code == 1
     assert ATTACKER4 in done.stdout

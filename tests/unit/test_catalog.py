@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -146,9 +147,7 @@ def test_a_valid_service_is_accepted(tmp_path: Path) -> None:
         ({"memory": "lots"}, "memory = lots"),
     ],
 )
-def test_a_mistake_is_told_with_file_field_and_mend(
-    tmp_path: Path, changes: dict[str, object], expected: str
-) -> None:
+def test_a_mistake_is_told_with_file_field_and_mend(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(CatalogError) as error:
         load_catalog(written(tmp_path, **changes))
     assert expected in str(error.value)

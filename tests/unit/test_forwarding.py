@@ -452,7 +452,7 @@ def world(
     monkeypatch.setattr(program, "told", state["journal"].append)
 
     def fill(_table: str, _name: str, wanted: str) -> bool:
-        changed = state["map"] != wanted
+        changed: bool = state["map"] != wanted
         state["map"] = wanted
         return changed
 

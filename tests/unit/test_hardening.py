@@ -375,7 +375,7 @@ LINE = st.text(string.ascii_letters + string.digits + " \t#=._", max_size=20)
 @given(st.lists(LINE | st.sampled_from(["UMASK 022", "UMASK\t077", " UMASK 002", "auth sufficient pam_rootok.so"])))
 def test_whatever_a_file_says_edits_are_stable_and_come_off_without_a_trace(lines: list[str]) -> None:
     before = "".join(f"{line}\n" for line in lines)
-    edits = [
+    edits: list[Assignment | Insertion] = [
         Assignment("", "UMASK", "027", "\t\t"),
         Assignment("", "ROUNDS", "1", " "),
         Insertion("", r"auth\s+sufficient\s+pam_rootok\.so", "auth required pam_wheel.so"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab import faults, machine, qmp
+from lab import accelerator, faults, machine, qmp
 from lab.errors import LabError
 from lab.image import Image
 from lab.machine import Machine
@@ -65,7 +65,7 @@ def host(qemu: Qemu) -> Machine:
 
 def devices(found: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The extra disks that QEMU is started with."""
-    monkeypatch.setattr(machine.accelerator, "flags", lambda _image: ())
+    monkeypatch.setattr(accelerator, "flags", lambda _image: ())
     command = found._command(found._record(), Image("x", Path("d"), Path("k"), Path("i")))
     return [word for word in command if "serial=disk" in word]
 

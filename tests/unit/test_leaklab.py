@@ -201,7 +201,7 @@ def test_an_error_is_no_answer() -> None:
 
 def test_a_resolver_that_hears_nothing_asks_from_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(canary_sender.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(10)

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mediahost import on_host, plex, plex_on_host
+from mediahost import on_host, plex
 from mediahost.plex_on_host import answer, edit
 from tests.unit.plex_run import PROGRAM, Plex
 from tests.unit.plex_run import plex as running
@@ -338,7 +338,7 @@ def test_a_move_that_is_cut_off_leaves_nothing_behind_and_the_source_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(plex_on_host.os, "chown", full)
+        broken.setattr(os, "chown", full)
         with pytest.raises(SystemExit, match="No space left on device"):
             move(container, native)
     assert list(native.data.parent.iterdir()) == []

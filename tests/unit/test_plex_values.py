@@ -57,7 +57,7 @@ def test_where_nothing_may_leave_the_hosts_own_mirror_of_plex_may_be_reached() -
 
 
 def test_a_service_on_a_port_of_plex_is_refused_with_a_way_out() -> None:
-    data = {"service_overrides": {"sonarr": {"host_port": 32400}}}
+    data: dict[str, Any] = {"service_overrides": {"sonarr": {"host_port": 32400}}}
     (told,) = problems(plex="native", **data)
     assert "native Plex" in told
     assert "host_port" in told
@@ -179,7 +179,8 @@ def test_the_container_comes_and_goes_with_the_key() -> None:
     assert "plex" not in chosen(plex="native")
     assert "plex" not in chosen()
     for key in ("services", "services_disabled"):
-        (told,) = problems(**{key: ["plex"]})
+        data: dict[str, Any] = {key: ["plex"]}
+        (told,) = problems(**data)
         assert "comes and goes with the key plex" in told
 
 

@@ -248,7 +248,7 @@ def test_two_services_on_one_port_are_refused_also_when_one_is_on_loopback_only(
 
 
 def test_the_same_number_for_tcp_and_udp_is_no_clash() -> None:
-    data = {"service_overrides": {"qbittorrent": {"host_port": 443}}, "services_disabled": ["caddy"]}
+    data: dict[str, Any] = {"service_overrides": {"qbittorrent": {"host_port": 443}}, "services_disabled": ["caddy"]}
     assert stack(**data).exposed_ports
     udp_only = [port for port in stack().exposed_ports if port.port == 443]
     assert {port.protocol for port in udp_only} == {"tcp", "udp"}

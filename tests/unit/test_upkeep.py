@@ -147,11 +147,11 @@ class Array:
         (self.bin / "id").write_text("#!/bin/sh\necho 0\n")
         for program in self.bin.iterdir():
             program.chmod(0o755)
-        program = files(snapraid.concern(given(**ARRAY, snapraid_delete_limit=limit)))[snapraid.PROGRAM_PATH]
-        program = program.replace(snapraid.LOCK_PATH, f"{self.root}/lock")
-        program = program.replace(snapraid.CONTENT_PATH, str(self.content))
+        text = files(snapraid.concern(given(**ARRAY, snapraid_delete_limit=limit)))[snapraid.PROGRAM_PATH]
+        text = text.replace(snapraid.LOCK_PATH, f"{self.root}/lock")
+        text = text.replace(snapraid.CONTENT_PATH, str(self.content))
         path = self.root / "program"
-        path.write_text(program)
+        path.write_text(text)
         environment = {"PATH": f"{self.bin}:{os.environ['PATH']}"}
         return subprocess.run(["sh", str(path), *words], env=environment, capture_output=True, text=True, check=False)
 

@@ -238,7 +238,10 @@ def test_a_whole_inventory_is_checked_for_it_without_a_vault() -> None:
 
 
 def test_in_one_network_namespace_two_programs_on_one_port_are_refused_with_the_mend() -> None:
-    shared = {"vpn_services": ["qbittorrent", "sonarr"], "service_overrides": {"qbittorrent": {"host_port": 8989}}}
+    shared: dict[str, Any] = {
+        "vpn_services": ["qbittorrent", "sonarr"],
+        "service_overrides": {"qbittorrent": {"host_port": 8989}},
+    }
     shared["service_overrides"]["sonarr"] = {"host_port": 18989}
     (told,) = told_by_choice(**given_data("container", **shared))
     assert "vpn_mode = 8989/tcp: sonarr and qbittorrent would share one network" in told
@@ -380,7 +383,7 @@ def test_nobody_else_is_in_the_tunnels_network_and_everybody_else_reaches_the_ou
 
 
 def test_a_service_whose_only_partners_are_confined_still_reaches_the_outside() -> None:
-    data = {"selection": "none", "services": ["radarr"], "vpn_services": ["qbittorrent", "prowlarr"]}
+    data: dict[str, Any] = {"selection": "none", "services": ["radarr"], "vpn_services": ["qbittorrent", "prowlarr"]}
     assert body("radarr", **data)["networks"] == ["outbound", "confined"]
 
 
@@ -479,7 +482,7 @@ def test_the_ports_of_who_shares_gluetuns_network_are_published_there() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_torrent_client_listens_on_the_port_it_was_given(mode: str) -> None:
-    data = {"vpn_port_forwarding": 51413}
+    data: dict[str, Any] = {"vpn_port_forwarding": 51413}
     assert body("qbittorrent", mode, **data)["environment"]["TORRENTING_PORT"] == "51413"
     assert not [port for port in published(mode, **data) if port[1] == 51413]
     assert body("qbittorrent", mode)["environment"]["TORRENTING_PORT"] == "6881"
@@ -494,7 +497,7 @@ def test_a_port_that_never_changes_leads_to_an_address_that_never_changes() -> N
     assert network["ipv4_address"] == vpn.listener == "172.29.29.254"
     assert "ipv4_address" not in body("qbittorrent")["networks"]["vpn"]
     assert "ipv4_address" not in body("qbittorrent", vpn_port_forwarding="nat-pmp")["networks"]["vpn"]
-    both = {"vpn_port_forwarding": 51413, "vpn_services": ["qbittorrent", "prowlarr"]}
+    both: dict[str, Any] = {"vpn_port_forwarding": 51413, "vpn_services": ["qbittorrent", "prowlarr"]}
     assert "ipv4_address" not in body("prowlarr", **both)["networks"]["vpn"]
     assert "ipv4_address" not in str(document("container", vpn_port_forwarding=51413))
 
@@ -560,7 +563,7 @@ def test_two_download_clients_share_a_tunnel_and_both_are_reached_by_name(mode: 
 def test_sabnzbd_starts_configured_for_the_layout_and_behind_a_login(
     layout: str, complete: str, incomplete: str
 ) -> None:
-    data = {"services": ["sabnzbd"], "layout": layout}
+    data: dict[str, Any] = {"services": ["sabnzbd"], "layout": layout}
     (file,) = [file for file in artefacts(**data).files if file.path.endswith("sabnzbd.ini")]
     assert (file.once, file.secret, file.mode, file.owner) == (True, True, "0600", "13000")
     lines = file.content.decode().splitlines()
@@ -693,7 +696,11 @@ def test_who_shares_gluetuns_network_is_made_anew_with_it() -> None:
 @pytest.mark.parametrize("source", ["docker", "distro"])
 def test_the_real_compose_accepts_the_file_without_a_warning(tmp_path: Path, mode: str, source: str) -> None:
     path = tmp_path / "compose.yaml"
-    data = {"docker_source": source, "vpn_services": ["qbittorrent", "prowlarr"], "vpn_port_forwarding": "nat-pmp"}
+    data: dict[str, Any] = {
+        "docker_source": source,
+        "vpn_services": ["qbittorrent", "prowlarr"],
+        "vpn_port_forwarding": "nat-pmp",
+    }
     path.write_bytes(artefacts(mode, **data).files[0].content)
     compose = Path(sys.executable).parent / "docker-compose"
     done = subprocess.run([compose, "-f", path, "config", "-q"], capture_output=True, text=True, check=False)
