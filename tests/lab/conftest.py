@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypedDict, Unpack
 
 import pytest
 
 from lab import aptrepo, registry
+from lab.image import ImageSpec
 from lab.machine import Machine
 from tests.lab.home import Home
 from tests.lab.segment import LAN, LAN4, LAN6, card
@@ -24,7 +25,22 @@ PROVISIONED = "provisioned"
 KEEP = bool(os.environ.get("MEDIAHOST_LAB_KEEP"))
 """Keep the machines for the next session: minutes saved while a test is being written. Never in CI."""
 
-MakeMachine = Callable[..., Machine]
+
+class Shape(TypedDict, total=False):
+    """What a trial may ask of its machine, in the words of `Machine`."""
+
+    memory_mib: int
+    disks: Sequence[int]
+    image: ImageSpec
+    durable: bool
+
+
+class MakeMachine(Protocol):
+    """What the fixture `make_machine` gives."""
+
+    def __call__(
+        self, name: str, prepare: Callable[[Machine], None] | None = None, **shape: Unpack[Shape]
+    ) -> Machine: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,15 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_machine() -> Iterator[MakeMachine]:
-    """`make_machine(name, **options)`: a fresh, booted machine with the snapshot CLEAN; the same name, the same one.
+    """`make_machine(name, **shape)`: a fresh, booted machine with the snapshot CLEAN; the same name, the same one.
 
     `prepare=`, a function of the machine, provisions it once before the snapshot is taken.
     """
     made: dict[str, Machine] = {}
 
-    def make(name: str, prepare: Callable[[Machine], None] | None = None, **options: Any) -> Machine:
+    def make(name: str, prepare: Callable[[Machine], None] | None = None, **shape: Unpack[Shape]) -> Machine:
         if name not in made:
-            machine = Machine(f"test-{name}", _index(name), **options)
+            machine = Machine(f"test-{name}", _index(name), **shape)
             made[name] = machine
             if KEEP and machine.exists() and CLEAN in machine.snapshots():
                 machine.restore(CLEAN)
