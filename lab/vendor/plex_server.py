@@ -315,7 +315,6 @@ def main() -> None:
         int(os.environ.get("MEDIAHOST_STAND_IN_PORT", "32400")),
     )
     server = Listener(address, Handler)
-    log(f"{LABEL} {VERSION} listens on port {server.server_address[1]}")
 
     def end(*_: Any) -> None:
         with plex.lock:
@@ -325,6 +324,8 @@ def main() -> None:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
+    # Only now: who has read this may end it at once, and what it had in mind is written all the same.
+    log(f"{LABEL} {VERSION} listens on port {server.server_address[1]}")
     # It need not look whether it shall end: a signal tells. Waking up costs an emulated guest.
     server.serve_forever(poll_interval=3600)
 

@@ -244,9 +244,17 @@ def test_a_bitfield_has_no_spare_bit_set() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that is free for TCP and for UDP: other programs here hold either kind alone."""
+    for _attempt in range(20):
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
+            stream.bind(("127.0.0.1", 0))
+            port = int(stream.getsockname()[1])
+            try:
+                datagram.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free for both")
 
 
 def test_canaries_over_udp_and_tcp_come_back_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
