@@ -958,7 +958,7 @@ _KINDS = {0o100000: "file", 0o040000: "directory", 0o120000: "link"}
 
 
 def _paths(stats: Sequence[str], sums: Sequence[str]) -> dict[str, PathState]:
-    digests = {path: digest for digest, path in (line.split("  ", 1) for line in sums if "  " in line)}
+    digests = dict(_digest(line) for line in sums if "  " in line)
     states: dict[str, PathState] = {}
     for line in stats:
         raw, uid, gid, owner, group, path = line.split(" ", 5)
@@ -966,6 +966,12 @@ def _paths(stats: Sequence[str], sums: Sequence[str]) -> dict[str, PathState]:
         kind = _KINDS.get(bits & 0o170000, "other")
         states[path] = PathState(kind, f"{bits & 0o7777:o}", uid, gid, owner, group, digests.get(path, ""))
     return states
+
+
+def _digest(line: str) -> tuple[str, str]:
+    """Path and digest of a line of sha256sum, which marks and doubles the backslashes of a name (coreutils)."""
+    digest, path = line.removeprefix("\\").split("  ", 1)
+    return path.replace("\\\\", "\\") if line.startswith("\\") else path, digest
 
 
 def _contents(lines: Sequence[str]) -> dict[str, str]:

@@ -151,6 +151,15 @@ def test_a_file_that_looks_like_the_collectors_own_words_is_read_exactly(tmp_pat
 
 
 @needs_dpkg
+def test_a_unit_whose_name_systemd_escaped_is_read_as_any_other(tmp_path: Path) -> None:
+    plain, escaped = tmp_path / "mnt-disk1.mount", tmp_path / r"mnt-my\x2ddisk.mount"
+    for path in (plain, escaped):
+        path.write_text("[Mount]\n")
+    snapshot = look(paths=[str(plain), str(escaped)])
+    assert snapshot.paths[str(escaped)].sha256 == snapshot.paths[str(plain)].sha256 != ""
+
+
+@needs_dpkg
 def test_a_last_line_without_its_line_feed_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("one\ntwo")
