@@ -16,7 +16,7 @@ import pytest
 from lab import aptrepo, registry
 from lab.image import ImageSpec
 from lab.machine import Machine
-from tests.lab.home import Home
+from tests.lab.home import Home, Report
 from tests.lab.segment import LAN, LAN4, LAN6, card
 
 FIRST_TEST_INDEX = 101
@@ -115,17 +115,27 @@ def provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pyt
     # The disks are for the trials of storage; to all others they are four empty ones.
     machine = make_machine("home", memory_mib=2048, durable=True, disks=(1, 1, 1, 1))
     home = Home(machine.directory / "owner" if KEEP else tmp_path_factory.mktemp("home"), [machine])
-    report = home.repository / "first-report.json"
-    if KEEP and report.exists() and PROVISIONED in machine.snapshots():
-        machine.restore(PROVISIONED)
-        home.write_inventory()
-        home.first_report = json.loads(report.read_text())
-        return home
-    home.init()
-    home.first_report = home.apply()
-    report.write_text(json.dumps(home.first_report))
-    machine.snapshot(PROVISIONED)
+
+    def first_run() -> Report:
+        home.init()
+        return home.apply()
+
+    home.first_report = brought_to(home, PROVISIONED, first_run)
     return home
+
+
+def brought_to(home: Home, snapshot: str, run: Callable[[], Report]) -> Report:
+    """The report of a run after which the snapshot is taken; with KEEP, that of an earlier session, and no run."""
+    record = home.repository / f"{snapshot}.json"
+    if KEEP and record.exists() and snapshot in home.machine.snapshots():
+        home.machine.restore(snapshot)
+        home.write_inventory()
+        report: Report = json.loads(record.read_text())
+        return report
+    report = run()
+    record.write_text(json.dumps(report))
+    home.machine.snapshot(snapshot)
+    return report
 
 
 @pytest.fixture
@@ -151,10 +161,13 @@ def _equip(machine: Machine) -> None:
 @pytest.fixture(scope="session")
 def edge_provisioned(provisioned: Home) -> Home:
     """The home server with one address of the segment declared as LAN."""
-    provisioned.machine.restore(PROVISIONED)
-    provisioned.write_inventory(firewall_lan=LAN)
-    provisioned.apply()
-    provisioned.machine.snapshot("edge")
+
+    def declare() -> Report:
+        provisioned.machine.restore(PROVISIONED)
+        provisioned.write_inventory(firewall_lan=LAN)
+        return provisioned.apply()
+
+    brought_to(provisioned, "edge", declare)
     return provisioned
 
 

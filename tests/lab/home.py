@@ -23,6 +23,9 @@ DEPLOY = ROOT / "deploy.py"
 # A whole first run under emulation on a busy machine.
 LIMIT = 3000
 
+Report = dict[str, Any]
+"""What a run prints with --json."""
+
 
 @dataclass
 class Home:
@@ -35,7 +38,7 @@ class Home:
     machines: list[Machine]
     data: dict[str, Any] = field(default_factory=dict)
     host_data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first_report: dict[str, Any] = field(default_factory=dict)
+    first_report: Report = field(default_factory=dict)
 
     @property
     def machine(self) -> Machine:
@@ -111,11 +114,11 @@ class Home:
         """The plan's differences: `operation: what`."""
         return [f"{change['operation']}: {change['what']}" for change in self.plan()["changes"]]
 
-    def apply(self) -> dict[str, Any]:
+    def apply(self) -> Report:
         """A run that must succeed; its report."""
         result = self.mediahost("apply", "--json")
         assert result.returncode == 0, told(result)
-        report: dict[str, Any] = json.loads(result.stdout)
+        report: Report = json.loads(result.stdout)
         return report
 
     def apply_until(self, moment: Callable[[dict[str, Any]], bool]) -> bool:

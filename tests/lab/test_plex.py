@@ -20,8 +20,8 @@ from lab.vendor.plex import VERSIONS
 from mediahost import config, plex
 from mediahost.render import plex as artefacts
 from mediahost.stack import vault_folder
-from tests.lab.conftest import PROVISIONED
-from tests.lab.home import Home, told
+from tests.lab.conftest import PROVISIONED, brought_to
+from tests.lab.home import Home, Report, told
 from tests.lab.segment import LAN, LAN4
 from tests.lab.test_edge import scan
 
@@ -113,12 +113,15 @@ WANTED: dict[str, object] = {
 def set_up(provisioned: Home) -> Server:
     """A host with an old source and key of Plex on which a first run and, with a token at hand, a second one were."""
     server = Server(provisioned)
-    server.host.restore(PROVISIONED)
-    server.root(f"echo 'deb https://downloads.plex.tv/repo/deb public main' >{OLD_SOURCE}; : >{OLD_KEY}")
-    server.home.settle(**WANTED)
-    server.hand_over(CLAIM)
-    server.home.apply()
-    server.host.snapshot(SET_UP)
+
+    def first_run() -> Report:
+        server.host.restore(PROVISIONED)
+        server.root(f"echo 'deb https://downloads.plex.tv/repo/deb public main' >{OLD_SOURCE}; : >{OLD_KEY}")
+        server.home.settle(**WANTED)
+        server.hand_over(CLAIM)
+        return server.home.apply()
+
+    brought_to(provisioned, SET_UP, first_run)
     return server
 
 

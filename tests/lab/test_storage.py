@@ -19,8 +19,8 @@ from lab import faults
 from lab.machine import Machine
 from mediahost.render import mounts
 from mediahost.stack import vault_folder
-from tests.lab.conftest import PROVISIONED, MakeMachine
-from tests.lab.home import Home, told
+from tests.lab.conftest import PROVISIONED, MakeMachine, brought_to
+from tests.lab.home import Home, Report, told
 from tests.lab.waiting import becomes, reboot
 
 pytestmark = [
@@ -125,12 +125,15 @@ def _empty_tree(store: Store) -> None:
 def store_made(provisioned: Home) -> Store:
     """The provisioned home, its media on a pool of three disks of three filesystems."""
     store = Store(provisioned)
-    provisioned.machine.restore(PROVISIONED)
-    store.home.settle(**POOLED)
-    _empty_tree(store)
-    report = provisioned.apply()
+
+    def first_run() -> Report:
+        provisioned.machine.restore(PROVISIONED)
+        provisioned.settle(**POOLED)
+        _empty_tree(store)
+        return provisioned.apply()
+
+    report = brought_to(provisioned, STORED, first_run)
     store.made = {change["what"]: change["operation"] for change in report["changes"]}
-    provisioned.machine.snapshot(STORED)
     return store
 
 

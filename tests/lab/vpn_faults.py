@@ -183,8 +183,9 @@ _RULES_GONE = (
     "ip -6 rule flush; ip -6 rule add priority 32766 lookup main"
 )
 _RECONFIGURE = "networkctl reload; for card in $(ls /sys/class/net); do networkctl reconfigure $card; done"
+# As `nft flush ruleset` does it: chains that were only emptied would keep UFW's policy, and shut the lab out.
 _OTHERS = (
-    "nft list tables | grep -v mediahost_vpn | while read -r _ family name; do nft flush table $family $name; done"
+    "nft list tables | grep -v mediahost_vpn | while read -r _ family name; do nft delete table $family $name; done"
 )
 # What Docker and UFW had there comes back with them only.
 _OTHERS_BACK = "systemctl restart docker; ufw reload"
@@ -236,7 +237,7 @@ FAULTS = (
     Fault("second network attached by hand", _attach, _detach),
     Fault("firewall reloaded", runs("ufw reload"), sample=True),
     Fault("firewall disabled", runs("ufw disable"), runs("ufw --force enable")),
-    Fault("others' tables flushed", runs(_OTHERS), runs(_OTHERS_BACK)),
+    Fault("others' tables deleted", runs(_OTHERS), runs(_OTHERS_BACK)),
     Fault("all tables flushed", runs("nft flush ruleset"), runs(_OTHERS_BACK), hold=20),
     Fault("the wall's table deleted", runs("nft delete table inet mediahost_vpn"), hold=20),
     Fault("rules flushed", runs(_RULES_GONE), hold=20),
