@@ -18,7 +18,7 @@ lab: install
 
 ## All tests, those on real machines last; the closing line counts them all
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=25 --durations-min=5
 
 ## The quick checks: seconds, no machines
 check: lint
