@@ -478,7 +478,9 @@ class Lab:
     def settle_provider(self) -> None:
         """Take back what a fault did to the provider, and let it forget sessions of a host that was put back."""
         write(self.provider, f"{_DIRECTORY}/wg.conf", server_file(self.keys), "0600")
-        self.at_provider(f"ip link delete wg0 2>/dev/null; rm -f {FORWARDED}; exec {_DIRECTORY}/networks")
+        # A control has leaked connections; their servers would go on sending to a host that knows of none.
+        forget = "for net in internet neighbour; do ip netns exec $net ss -K -t state connected >/dev/null; done"
+        self.at_provider(f"{forget}; ip link delete wg0 2>/dev/null; rm -f {FORWARDED}; exec {_DIRECTORY}/networks")
 
     def equip_host(self) -> None:
         """The sender of canaries and the way past the tunnel, on the host under test."""
