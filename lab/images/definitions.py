@@ -72,6 +72,7 @@ BASE = Root(
 )
 
 _TUNNEL_ROOT = Root(packages=(*BASE.packages, "iproute2", "nftables", "wireguard-tools"), dropped=BASE.dropped)
+_NZBGET_ROOT = Root(packages=(*BASE.packages, "nzbget"), dropped=BASE.dropped)
 _TORRENT_ROOT = Root(packages=(*BASE.packages, "qbittorrent-nox"), dropped=BASE.dropped)
 
 
@@ -141,6 +142,17 @@ def _linuxserver_stand_in(name: str, port: int, *tags: str) -> Definition:
 
 def _usenet_files() -> dict[str, Entry]:
     return {"config": Entry(), **_program_files("linuxserver.py", "sabnzbd.py", "stand_in.py")}
+
+
+def _nzbget_files() -> dict[str, Entry]:
+    return {
+        "config": Entry(),
+        "downloads": Entry(mode=0o777),
+        # ${AppDir}, the directory of the program, has these in upstream's image.
+        "usr/bin/webui": Entry(link="/usr/share/nzbget/webui"),
+        "usr/share/nzbget/webui/nzbget.conf.template": Entry(link="/usr/share/nzbget/nzbget.conf"),
+        **_program_files("linuxserver.py", "nzbget.py"),
+    }
 
 
 def _plex_files() -> dict[str, Entry]:
@@ -224,6 +236,20 @@ DEFINITIONS = (
             "ExposedPorts": {"8080/tcp": {}},
             "Volumes": {"/config": {}},
         },
+    ),
+    Definition(
+        repository="lscr.io/linuxserver/nzbget",
+        title="NZBGet (Debian's nzbget)",
+        program=f"nzbget of Debian {RELEASE}",
+        stand_in=False,
+        tags=("v26.2-ls254",),
+        files=_nzbget_files,
+        config={
+            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/nzbget.py"],
+            "ExposedPorts": {"6789/tcp": {}},
+            "Volumes": {"/config": {}},
+        },
+        root=_NZBGET_ROOT,
     ),
     Definition(
         repository="lscr.io/linuxserver/plex",
