@@ -190,6 +190,9 @@ class Service(_Strict):
     run_as: RunAs = RunAs(method="image")
     capabilities: list[Capability] = Field([], description="Added after ALL have been dropped.")
     environment: dict[VariableName, str] = {}
+    refused_environment: dict[VariableName, str] = Field(
+        {}, description="Variables that no override may set, each with the reason and what to do instead."
+    )
     secrets: list[Secret] = []
     volumes: list[Volume] = []
     web: Web | None = None

@@ -71,7 +71,7 @@ def trial(settings: Settings, stack: Stack) -> Trial:
         sources = tuple(target for name in ("torrents", "usenet") for _, target in views[name])
     else:
         sources = tuple(target for _, target in views["torrents"])
-    # SABnzbd and the split layout keep what is done apart from what is not.
+    # Usenet clients and the split layout keep what is done apart from what is not.
     sources = tuple(each if each.endswith("/torrents") else f"{each}/complete" for each in sources)
     ((_, media),) = views["media"]
     targets = tuple(f"{media}/{library}" for library in settings.media_libraries)

@@ -432,6 +432,7 @@ def _overrides(
             problems.extend(dict.fromkeys(_told(host, key, item) for item in error.errors()))
             continue
         problems.extend(_without_effect(catalog[name], override, host, key))
+        problems.extend(_refused(catalog[name], override, host, key))
         if name in names:
             overrides[name] = override
     return overrides
@@ -467,6 +468,15 @@ def _without_effect(service: Service, override: Override, host: str, key: str) -
         yield ConfigProblem(host, f"{key}.route", override.route, mend)
     if override.exposure is not None and not service.ports:
         yield ConfigProblem(host, f"{key}.exposure", override.exposure, mend)
+
+
+def _refused(service: Service, override: Override, host: str, key: str) -> Iterator[ConfigProblem]:
+    for variable in override.environment:
+        # linuxserver images take NAME from the file that FILE__NAME names.
+        reason = service.refused_environment.get(variable.removeprefix("FILE__"))
+        if reason is not None:
+            # The value is not shown: it may be a password.
+            yield ConfigProblem(host, f"{key}.environment.{variable}", "", reason)
 
 
 def _conflicts(choices: tuple[Choice, ...], host: str) -> Iterator[ConfigProblem]:

@@ -157,6 +157,48 @@ def _gluetun(service: StackService, stack: Stack, settings: Settings) -> tuple[F
     return (_file(service, settings, "auth/config.toml", "\n".join(lines) + "\n", once=False),)
 
 
+def _nzbget(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
+    # The image copies its template only where there is no file, so each key stands here whose default in the program
+    # (daemon/main/Options.cpp, InitDefaults) would not do, also where the template has a better one.
+    complete, incomplete = download_paths(settings, "usenet")
+    main = complete.removesuffix("/complete")
+    keys = {
+        # Defaults of directories hang on the default MainDir, not on this one.
+        "MainDir": main,
+        "DestDir": complete,
+        "InterDir": incomplete,
+        "TempDir": f"{main}/tmp",  # noqa: S108 - not the system's
+        "NzbDir": "/config/nzb",
+        "QueueDir": "/config/queue",
+        # Whoever can write there has programs run: not in the media tree, which many services share.
+        "ScriptDir": "/config/scripts",
+        "LogFile": "/config/nzbget.log",
+        "WebDir": "${AppDir}/webui",
+        "ConfigTemplate": "${AppDir}/webui/nzbget.conf.template",
+        "CertStore": "/etc/ssl/certs/ca-certificates.crt",
+        "CertCheck": "yes",
+        "ControlIP": "0.0.0.0",  # noqa: S104 - the container's own addresses
+        "ControlPort": service.web_port,
+        "ControlUsername": ADMIN_NAME,
+        "ControlPassword": service.secret_values["password"],
+        # The template lets 127.0.0.1 in without a password, and the web interface saves the template's value of each
+        # key that is missing here. In vpn_mode container that address is every confined service.
+        "AuthorizedIP": "",
+        "UMask": "002",
+        "WriteLog": "rotate",
+        "DetailTarget": "log",
+        "HealthCheck": "park",
+        "Unpack": "yes",
+        "UnpackCleanupDisk": "yes",
+        "NzbCleanupDisk": "yes",
+        "ExtCleanupDisk": ".par2, .sfv",
+        "ParIgnoreExt": ".sfv, .nzb, .nfo",
+    }
+    keys |= {f"Category{number}.Name": name for number, name in enumerate(CATEGORIES, 1)}
+    text = "".join(f"{key}={value}\n" for key, value in keys.items())
+    return (_file(service, settings, "nzbget.conf", text),)
+
+
 def _sabnzbd(service: StackService, stack: Stack, settings: Settings) -> tuple[File, ...]:
     # With a login it does not compare the Host header with a list of names (sabnzbd/interface.py, check_hostname).
     complete, incomplete = download_paths(settings, "usenet")
@@ -190,6 +232,7 @@ WRITERS: dict[str, Callable[[StackService, Stack, Settings], tuple[File, ...]]] 
     "bazarr": _bazarr,
     "ddns-updater": _ddns_updater,
     "gluetun": _gluetun,
+    "nzbget": _nzbget,
     "qbittorrent": _qbittorrent,
     "sabnzbd": _sabnzbd,
     "seerr": _seerr,

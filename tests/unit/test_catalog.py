@@ -45,6 +45,8 @@ def test_the_catalogue_covers_the_home_selection_of_the_architecture() -> None:
         ("bazarr", 6767, "lan", "lan"),
         ("seerr", 5055, "lan", "wan"),
         ("qbittorrent", 8080, "localhost", "lan"),
+        ("sabnzbd", 8081, "localhost", "lan"),
+        ("nzbget", 6789, "localhost", "lan"),
     ],
 )
 def test_ports_and_exposure_are_those_of_the_architecture(service: str, port: int, exposure: str, route: str) -> None:

@@ -541,16 +541,33 @@ def test_a_host_from_which_nothing_may_leave_still_lets_its_tunnel_and_its_conta
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_two_download_clients_share_a_tunnel_and_both_are_reached_by_name(mode: str) -> None:
-    services = document(mode, services=["sabnzbd"])["services"]
-    found = stack(mode, services=["sabnzbd"])
+@pytest.mark.parametrize(("client", "port"), [("sabnzbd", 8081), ("nzbget", 6789)])
+def test_two_download_clients_share_a_tunnel_and_both_are_reached_by_name(mode: str, client: str, port: int) -> None:
+    services = document(mode, services=[client])["services"]
+    found = stack(mode, services=[client])
     assert found.vpn is not None
-    assert found.vpn.services == ("qbittorrent", "sabnzbd")
+    assert found.vpn.services == tuple(sorted(("qbittorrent", client)))
     assert {"confined", "proxy"} <= set(services["sonarr"]["networks"])
     if mode == "container":
-        assert services["gluetun"]["networks"]["confined"]["aliases"] == ["qbittorrent", "sabnzbd"]
-        assert {port["target"] for port in services["gluetun"]["ports"]} == {8080, 8081}
-    assert "reverse_proxy sabnzbd:8081" in caddyfile(found, config.read("nas", given_data(mode)))
+        assert services["gluetun"]["networks"]["confined"]["aliases"] == sorted(["qbittorrent", client])
+        assert {each["target"] for each in services["gluetun"]["ports"]} == {8080, port}
+    assert f"reverse_proxy {client}:{port}" in caddyfile(found, config.read("nas", given_data(mode)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_service_that_may_be_confined_is_so_at_once_and_no_port_clashes(mode: str) -> None:
+    named = ["nzbget", "prowlarr", "qbittorrent", "sabnzbd"]
+    services = document(mode, services=["nzbget", "sabnzbd"], vpn_services=named)["services"]
+    for name in named:
+        if mode == "host":
+            assert set(services[name]["networks"]) == {"vpn", "confined"}
+            assert "network_mode" not in services[name]
+        else:
+            assert services[name]["network_mode"] == "service:gluetun"
+            assert "networks" not in services[name]
+            assert "ports" not in services[name]
+    if mode == "container":
+        assert sorted(each["target"] for each in services["gluetun"]["ports"]) == [6789, 8080, 8081, 9696]
 
 
 @pytest.mark.parametrize(
