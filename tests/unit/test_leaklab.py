@@ -80,6 +80,9 @@ def pcap(path: Path, frames: list[bytes]) -> Path:
         packet(HOST, "198.51.100.7"),
         packet("198.51.100.7", HOST, 6),
         packet("172.29.29.2", "203.0.113.5"),
+        packet("172.29.29.2", PROVIDER, ports=(40000, 51820), data=b"GET / HTTP/1.1 and more"),
+        packet("172.29.29.2", PROVIDER, ports=(40000, 9), data=b"\x04\0\0\0" + bytes(28)),
+        packet("172.29.29.2", PROVIDER, ports=(40000, 51820), data=b"\x04\0\0\0" + b"mediahost-canary udp 7"),
         packet(HOST, "10.2.0.1", ports=(40000, 53)),
         packet("10.2.0.2", "192.0.2.1"),
         packet("fd77::113", "2001:db8:66::7"),
@@ -98,6 +101,7 @@ def test_a_packet_of_a_confined_container_is_seen(leaked: Packet) -> None:
     [
         packet(HOST, PROVIDER, ports=(51820, 51820), data=b"\x04\0\0\0encrypted"),
         packet(PROVIDER, HOST, ports=(51820, 40000), data=b"\x04\0\0\0encrypted"),
+        packet("172.29.29.2", PROVIDER, ports=(40000, 51820), data=b"\x04\0\0\0" + bytes(28)),
         packet("10.0.2.15", "10.0.2.2", 6, (22, 50000), b"SSH-2.0"),
         packet("10.0.2.15", "10.0.2.3", ports=(40000, 53), data=b"\x03deb\x06debian\x03org"),
         packet("fd77::113", "ff02::1", 58, (0, 0)),
