@@ -260,7 +260,9 @@ FAULTS = (
     Fault("cable pulled", _unplugged, _plugged, hold=25),
     Fault("power cut", Lab.power_cut, hold=0, boots=True),
     Fault("rebooted", Lab.reboot, hold=0, boots=True),
-    Fault("rebooted with the endpoint unreachable", _reboot_without_endpoint, provider_runs(_HEARS), hold=20),
+    Fault(
+        "rebooted with the endpoint unreachable", _reboot_without_endpoint, provider_runs(_HEARS), hold=20, boots=True
+    ),
     Fault("Docker exchanged for an older version, and upgraded", _older_docker, runs(f"{_INSTALL} {_PACKAGES}")),
     Fault("run of mediahost killed in the middle", _killed_apply, _apply),
 )
