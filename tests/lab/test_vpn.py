@@ -9,6 +9,8 @@ import json
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from mediahost.render import wall
 from mediahost.stack import vault_folder
 from mediahost.vpn import LINK, SECRET, TABLE
 from tests.lab import vpn_drifts, vpn_faults
-from tests.lab.conftest import PROVISIONED, MakeMachine
+from tests.lab.conftest import KEEP, PROVISIONED, MakeMachine
 from tests.lab.home import Home, told
 from tests.lab.leaklab import (
     FORWARDED,
@@ -51,9 +53,19 @@ _INSIDE = "nsenter -n -t $(docker inspect -f '{{.State.Pid}}' %s)"
 def vpn_lab(provisioned: Home, make_machine: MakeMachine, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """The provider's machine, its servers running, and the provisioned home without a VPN yet."""
     provider = make_machine("provider", memory_mib=640, prepare=equip_provider)
-    lab = Lab(provisioned, provider, tmp_path_factory.mktemp("captures"))
+    lab = Lab(provisioned, provider, tmp_path_factory.mktemp("captures"), keys=_keys(provisioned))
     lab.build_provider()
     return lab
+
+
+def _keys(home: Home) -> Keys:
+    """Fresh ones; with KEEP those of an earlier session, which its snapshots know."""
+    record = home.repository / "vpn-keys.json"
+    if KEEP and record.exists():
+        return Keys(**json.loads(record.read_text()))
+    keys = new_keys()
+    record.write_text(json.dumps(asdict(keys)))
+    return keys
 
 
 def confined(lab: Lab, mode: str) -> Lab:
@@ -63,7 +75,7 @@ def confined(lab: Lab, mode: str) -> Lab:
     lab.mode = mode
     home = lab.home
     lab.settle_provider()
-    if mode in lab.first_run_leaks:
+    if mode in lab.first_run_leaks or _known(lab):
         lab.host.restore(f"vpn-{mode}")
         home.data.update(lab.settings)
         home.write_inventory()
@@ -74,6 +86,18 @@ def confined(lab: Lab, mode: str) -> Lab:
     _confined_for_the_first_time(lab)
     del lab.broken[mode]
     return lab
+
+
+def _record(lab: Lab) -> Path:
+    return lab.home.repository / f"vpn-{lab.mode}.json"
+
+
+def _known(lab: Lab) -> bool:
+    """Whether an earlier session has confined this very host; only with KEEP."""
+    if not (KEEP and _record(lab).exists() and f"vpn-{lab.mode}" in lab.host.snapshots()):
+        return False
+    lab.first_run_leaks[lab.mode], lab.torrent_told[lab.mode] = json.loads(_record(lab).read_text())
+    return True
 
 
 def _confined_for_the_first_time(lab: Lab) -> None:
@@ -90,6 +114,7 @@ def _confined_for_the_first_time(lab: Lab) -> None:
     lab.torrent_told[lab.mode] = lab.add_torrent()
     lab.first_run_leaks[lab.mode] = lab.leaked()
     lab.host.snapshot(f"vpn-{lab.mode}")
+    _record(lab).write_text(json.dumps([lab.first_run_leaks[lab.mode], lab.torrent_told[lab.mode]]))
 
 
 @pytest.fixture
