@@ -461,9 +461,11 @@ def test_smb_is_mounted_with_credentials_that_root_alone_reads_and_no_password_i
     nas.restore("clean")
     share = {"kind": "smb", "source": f"//{nas.address4}/films", "at": "/mnt/films", "account": "nas"}
     unstored.home.settle(storage_shares=[share])
+    folder = vault_folder(unstored.host.name)
+    for name in ("user", "password"):  # the vault may be that of an earlier session
+        unstored.home.mediahost("secrets", "delete", f"{folder}/nas/{name}")
     missing = unstored.home.mediahost("plan")
     assert "mediahost secrets set" in told(missing)
-    folder = vault_folder(unstored.host.name)
     for name, value in (("user", USER), ("password", PASSWORD)):
         unstored.home.mediahost("secrets", "set", f"{folder}/nas/{name}", check=True, typed=value)
     result = unstored.home.mediahost("apply")
