@@ -439,7 +439,7 @@ def test_a_server_that_goes_is_waited_for_by_who_writes_and_told_by_the_plan(sha
         assert shared.root("timeout -s KILL 10 touch /data/media/late; echo $?") == "137"
     assert becomes(lambda: shared.changes() == [], 300), shared.changes()
     shared.root("echo kept >/data/media/kept")
-    assert nas.run("cat /export/media/media/kept").stdout == "kept\n"
+    assert nas.run("sudo cat /export/media/media/kept").stdout == "kept\n"
     assert shared.container(USES_DATA) == "running"
 
 
@@ -452,7 +452,7 @@ def test_a_server_that_was_away_at_boot_is_tried_until_it_is_back(shared: Store,
         # Nothing under the automount, and root cannot change that; a write would wait for the server.
         assert shared.root("timeout -s KILL 20 touch /data/written; echo $?") != "0"
     shared.heals(400)
-    assert nas.run("ls /export/media").stdout.split().count("written") == 0
+    assert nas.run("sudo ls /export/media").stdout.split().count("written") == 0
 
 
 def test_smb_is_mounted_with_credentials_that_root_alone_reads_and_no_password_is_shown(
@@ -476,5 +476,5 @@ def test_smb_is_mounted_with_credentials_that_root_alone_reads_and_no_password_i
         "findmnt -n -o OPTIONS --mountpoint /mnt/films; systemctl cat mnt-films.mount"
     )
     unstored.root("setpriv --reuid 13000 --regid 13000 --clear-groups touch /mnt/films/mine")
-    assert re.search(r"\bmine\b", nas.run("ls /export/films").stdout)
+    assert re.search(r"\bmine\b", nas.run("sudo ls /export/films").stdout)
     assert unstored.changes() == []

@@ -101,7 +101,7 @@ def test_on_smb_it_says_exactly_when_a_link_cannot_be_made(unstored: Store, nas:
     name = unstored.root(f"docker ps -q --filter label=mediahost.service={IMPORTS}")
     possible = not unstored.fails(f"docker exec -u 13000:13000 {name} sh -c '{inside}'")
     assert ("hardlinks: the file system of /data/media" in notices(report)) == (not possible), notices(report)
-    assert nas.run(f"find /export -name '{hardlinks.PROBE}*'").stdout == ""
+    assert nas.run(f"sudo find /export -name '{hardlinks.PROBE}*'").stdout == ""
     assert unstored.home.changes() == []
 
 
