@@ -497,6 +497,17 @@ idle() { # has systemd nothing to do about this unit, now or next?
   [ -z "$(systemctl show -p Job --value "$1")" ]
 }
 
+entered() { # when a unit, or a device by its path, became active: microseconds since the boot, 0 for never
+  systemctl show -p ActiveEnterTimestampMonotonic --value "$1"
+}
+
+# A disk that comes mounts itself, but not while systemd still waits for the containers of its old mount to stop, as
+# when a cable slips for a second: a start that is in the way of a stop is dropped, and nobody asks again. That disk
+# came after its mount was made; one that somebody unmounted came before.
+came_back() { # unit, device
+  [ -e "$2" ] && idle "$1" && [ "$(entered "$2")" -gt "$(entered "$1")" ]
+}
+
 # What it stands on went while somebody had a file open, so that systemd could not unmount it: a disk that comes back
 # could not take its place, and a pool would go on without a branch.
 drop() {
@@ -528,7 +539,7 @@ look() {
       [ ! -e "$SENTINELS$at/here" ] || { rm -f "$SENTINELS$at/here"; hold "$at"; }
       all_here "$needs" && [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ] || continue
       # A disk that comes mounts itself, and a pool follows it. One that was unmounted in order is about to be pulled.
-      [ "$device" = share ] || systemctl -q is-failed "$unit" || continue
+      [ "$device" = share ] || systemctl -q is-failed "$unit" || came_back "$unit" "$device" || continue
       systemctl --no-block start "$unit"
     fi
   done 3<"$TABLE"

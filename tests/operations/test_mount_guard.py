@@ -45,6 +45,7 @@ case "$*" in
   "is-enabled "*) echo enabled ;;
   "show -p RequiredBy "*) cat "$STATE/required_by" 2>/dev/null ;;
   "show -p Job "*) cat "$STATE/job" 2>/dev/null ;;
+  "show -p ActiveEnterTimestampMonotonic --value "*) cat "$STATE/entered${5##*/}" 2>/dev/null || echo 0 ;;
   "-q is-failed "*) grep -qxF "$3" "$STATE/failed" 2>/dev/null ;;
   "-q is-active docker.service") [ ! -e "$STATE/engine-stopped" ] ;;
   "-q is-active "*) grep -qxF "$3" "$STATE/active" 2>/dev/null ;;
@@ -214,6 +215,22 @@ def test_the_watch_tries_a_disk_again_that_failed_but_not_one_that_somebody_unmo
     assert "start a.mount" not in host.run("guard watch")
     (host.root / "failed").write_text("a.mount\n")
     assert "systemctl --no-block start a.mount" in host.run("guard watch")
+
+
+def test_the_watch_mounts_a_disk_that_came_back_before_its_unmount_was_done(host: Host) -> None:
+    device = host.root / "device"
+    device.touch()
+    (host.root / "entereda.mount").write_text("7000000\n")
+    entered = host.root / f"entered{device.name}"
+    entered.write_text("5000000\n")
+    assert "start a.mount" not in host.run("guard watch"), "unmounted in order, and about to be pulled"
+    entered.write_text("41000000\n")
+    assert "systemctl --no-block start a.mount" in host.run("guard watch")
+    (host.root / "job").write_text("17\n")
+    assert "start a.mount" not in host.run("guard watch"), "still being unmounted"
+    (host.root / "job").unlink()
+    device.unlink()
+    assert "start a.mount" not in host.run("guard watch"), "gone again"
 
 
 def test_the_watch_does_not_call_off_an_unmount_that_waits_for_containers_to_stop(host: Host) -> None:
