@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 import pytest
 import yaml
+from paramiko import SSHException
 from pyinfra.api.exceptions import ConnectError, OperationError
 
 from facts.snapshot import STATE_DIRECTORY, ContainerState, GpuState, Os, PackageState, PathState, Snapshot, UnitState
@@ -600,6 +601,25 @@ def test_a_run_goes_on_when_the_host_has_booted_anew_and_not_before(
     monkeypatch.setattr(reboot, "host", host)
     reboot._come_back("boot-1")
     assert host.answers == []
+    assert host.waited
+
+
+def test_a_connection_that_is_cut_while_the_host_goes_down_is_not_the_end_of_the_run(
+    no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Booting(["boot-1", "boot-2"])
+    monkeypatch.setattr(reboot, "host", host)
+    asked = host.run_shell_command
+    # sshd has let the login in, and is stopped before it makes the channel of the command.
+    cut = iter((True,))
+
+    def run_shell_command(command: Any, **options: Any) -> tuple[bool, Any]:
+        if next(cut, False):
+            raise SSHException("SSH session not active")
+        return asked(command, **options)
+
+    monkeypatch.setattr(host, "run_shell_command", run_shell_command)
+    reboot._come_back("boot-1")
     assert host.waited
 
 
