@@ -34,6 +34,10 @@ CDI = f"{STATE_DIRECTORY}/gpu/cdi"
 PROVEN = f"{STATE_DIRECTORY}/gpu/proven"
 """What was tried out: a line each of subject, with what it was tried, and `ok` or what was wrong."""
 
+_UNITS = {
+    wanted_files.CDI_UNIT: wanted_files.CDI_UNIT_PATH,
+    wanted_files.STARTED_UNIT: wanted_files.STARTED_UNIT_PATH,
+}
 _INITRAMFS = "initramfs"
 _KEY_RECORDS = {name: vendor_key.record_path(name) for name in ("nvidia-toolkit", "nvidia-driver")}
 _GROUPS = ("render", "video")
@@ -68,7 +72,7 @@ def request(settings: Settings) -> Request:
             )
             + ("firmware-intel-graphics", "firmware-amd-graphics", "libcuda1", "libnvcuvid1", "linux-headers-*")
         ),
-        units=frozenset((wanted_files.CDI_UNIT,)),
+        units=frozenset(_UNITS),
         groups=frozenset(_GROUPS),
         sysctls=reboot.request().sysctls,
     )
@@ -204,6 +208,7 @@ def file_steps(settings: Settings, decided: Decision, seen: Snapshot) -> list[St
         (wanted_files.UDEV_PATH, None, _RENAME),
         (wanted_files.MODPROBE_PATH, _INITRAMFS, ""),
         (wanted_files.CDI_UNIT_PATH, wanted_files.CDI_UNIT, units.RELOAD),
+        (wanted_files.STARTED_UNIT_PATH, wanted_files.STARTED_UNIT, units.RELOAD),
     ):
         found = files.steps([file for file in wanted if file.path == path], seen, pending=pending)
         steps += found
@@ -226,14 +231,14 @@ def _removal_steps(wanted: set[str], seen: Snapshot) -> list[Step]:
     if not left:
         return []
     lines = []
-    if wanted_files.CDI_UNIT_PATH in left:
-        lines.append(units.stopped(wanted_files.CDI_UNIT))
+    gone = [unit for unit, path in _UNITS.items() if path in left]
+    lines += [units.stopped(unit) for unit in gone]
     if wanted_files.MODPROBE_PATH in left:
         lines.append(files.mark_pending(_INITRAMFS))
     lines.append(f"rm -f {' '.join(left)}")
     if wanted_files.UDEV_PATH in left:
         lines.append(_RENAME)
-    if wanted_files.CDI_UNIT_PATH in left:
+    if gone:
         lines.append(units.RELOAD)
     changes = [Step(f"{path}: not wanted any more") for path in left]
     return [*changes[:-1], Step(changes[-1].change, "\n".join(lines))]
@@ -499,12 +504,11 @@ def cdi_steps(decided: Decision, seen: Snapshot) -> list[Step]:
         return []
     if not all(name in seen.packages for name in wanted_files.TOOLKIT_PACKAGES):
         return []
-    restart = f"systemctl restart {wanted_files.CDI_UNIT}"
-    unread = units.unread_steps(wanted_files.CDI_UNIT, wanted_files.CDI_UNIT_PATH, seen)
-    found = unread or units.steps(wanted_files.CDI_UNIT, seen, restart=restart, interrupts="no container")
+    unread = [step for unit, path in _UNITS.items() for step in units.unread_steps(unit, path, seen)]
+    found = unread or [step for unit in _UNITS for step in units.steps(unit, seen, interrupts="no container")]
     if found or wanted_files.CDI_SPEC in seen.paths:
         return found
-    return [Step(f"{wanted_files.CDI_SPEC}: missing", restart)]
+    return [Step(f"{wanted_files.CDI_SPEC}: missing", f"systemctl restart {wanted_files.CDI_UNIT}")]
 
 
 def prepared_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import gevent
+from paramiko import SSHException
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.api.exceptions import ConnectError, OperationError, PyinfraError
@@ -148,7 +149,8 @@ def _come_back(boot: str) -> None:
                 host.run_shell_command(StringCommand("timeout", "300", *_STARTED), _timeout=320)
                 logger.info(f"{host.print_prefix}has booted")
                 return
-        except (ConnectError, PyinfraError, OSError, EOFError, TimeoutError) as error:
+        # A host that goes down may accept the login and then close the connection under the command.
+        except (ConnectError, PyinfraError, SSHException, OSError, EOFError, TimeoutError) as error:
             told = str(error) or type(error).__name__
         gevent.sleep(3)
     message = f"the host did not come back within {_LIMIT} s after its reboot: {told}"

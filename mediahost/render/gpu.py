@@ -5,6 +5,7 @@ from __future__ import annotations
 from mediahost import apt_sources
 from mediahost.config import Settings
 from mediahost.gpu import NODES, Decision, Driver, Release
+from mediahost.render.compose import SERVICE_LABEL
 from mediahost.resources import MARK, File, text_file
 
 UDEV_PATH = "/etc/udev/rules.d/61-mediahost-gpu.rules"
@@ -17,6 +18,8 @@ DRIVER_KEYRING = "/etc/apt/keyrings/mediahost-nvidia-driver.asc"
 PIN_PATH = "/etc/apt/preferences.d/mediahost-nvidia"
 CDI_UNIT = "mediahost-cdi.service"
 CDI_UNIT_PATH = f"/etc/systemd/system/{CDI_UNIT}"
+STARTED_UNIT = "mediahost-cdi-containers.service"
+STARTED_UNIT_PATH = f"/etc/systemd/system/{STARTED_UNIT}"
 
 PATHS = (
     UDEV_PATH,
@@ -28,6 +31,7 @@ PATHS = (
     DRIVER_KEYRING,
     PIN_PATH,
     CDI_UNIT_PATH,
+    STARTED_UNIT_PATH,
 )
 """Every file this concern may write."""
 
@@ -54,7 +58,7 @@ def files(decision: Decision, settings: Settings, release: Release, sources: str
     if sources:
         wanted.append(File(COMPONENTS_PATH, f"# {MARK}\n{sources}".encode()))
     if decision.nvidia:
-        wanted += [toolkit_source(settings, release), cdi_unit()]
+        wanted += [toolkit_source(settings, release), cdi_unit(), started_unit()]
     if decision.driver and settings.gpu_nvidia_source == "nvidia":
         wanted += [driver_source(settings, release), pin_file(decision.driver)]
     return tuple(wanted)
@@ -152,6 +156,30 @@ def cdi_unit() -> File:
         f"ExecStart=/usr/bin/nvidia-ctk cdi generate --output={CDI_SPEC}",
         "[Install]",
         "WantedBy=multi-user.target",
+    )
+
+
+def started_unit() -> File:
+    """The unit that starts the containers which the engine could not give their cards while it started itself.
+
+    An engine before 28.2, such as Debian 13's, starts containers before it knows of CDI and does not try again
+    (moby/moby#49989). Only those are touched whose start failed for that: what somebody stopped stays stopped.
+    """
+    ours = f"docker ps -aq --filter label={SERVICE_LABEL} --filter status=exited"
+    refused = '*"select device driver"*'
+    each = f'case $$(docker inspect -f "{{{{.State.Error}}}}" $$id) in {refused}) docker start $$id || :;; esac'
+    return text_file(
+        STARTED_UNIT_PATH,
+        "[Unit]",
+        "Description=Start containers that the engine could not give their cards",
+        "After=docker.service",
+        "PartOf=docker.service",
+        "[Service]",
+        "Type=oneshot",
+        "RemainAfterExit=yes",
+        f"ExecStart=/bin/sh -c '{ours} | while read -r id; do {each}; done'",
+        "[Install]",
+        "WantedBy=docker.service",
     )
 
 

@@ -136,6 +136,8 @@ def with_node(host: Home) -> None:
     machine = host.machine
     root(machine, "echo vgem >/etc/modules-load.d/lab.conf; modprobe vgem")
     assert becomes(lambda: works(machine, f"test -c {NODE}")), "vgem makes no render node"
+    # The kernel makes it root's own; group and mode are udev's, a moment later.
+    root(machine, "udevadm settle")
     host.write_inventory(gpu="auto", gpu_devices={ASKS: NODE})
 
 

@@ -24,6 +24,7 @@ from tests.lab.conftest import PROVISIONED, brought_to
 from tests.lab.home import Home, Report, told
 from tests.lab.segment import LAN, LAN4
 from tests.lab.test_edge import scan
+from tests.lab.waiting import becomes
 
 pytestmark = [
     pytest.mark.lab,
@@ -135,6 +136,15 @@ def server(set_up: Server) -> Iterator[Server]:
     set_up.home.write_inventory()
 
 
+@pytest.fixture
+def fresh(provisioned: Home) -> Iterator[Server]:
+    """The host without any Plex; whatever a trial writes into its inventory is gone for the next one."""
+    provisioned.machine.restore(PROVISIONED)
+    provisioned.settle()
+    yield Server(provisioned)
+    provisioned.settle()
+
+
 def test_one_run_installs_claims_sets_and_fills_it_and_a_second_one_changes_nothing(server: Server) -> None:
     assert server.version() == OLDER
     assert plex.PACKAGE in server.root("apt-mark showhold").split()
@@ -184,19 +194,16 @@ def test_neither_token_is_in_a_report_a_log_or_a_process(server: Server) -> None
         assert secret not in everything
 
 
-def test_a_key_with_another_fingerprint_is_refused_and_nothing_is_installed(provisioned: Home) -> None:
-    server = Server(provisioned)
-    server.host.restore(PROVISIONED)
-    server.home.settle(plex="native", plex_apt_fingerprint=aptrepo.wrong_fingerprint())
-    done = server.home.mediahost("apply")
+def test_a_key_with_another_fingerprint_is_refused_and_nothing_is_installed(fresh: Server) -> None:
+    fresh.home.settle(plex="native", plex_apt_fingerprint=aptrepo.wrong_fingerprint())
+    done = fresh.home.mediahost("apply")
     assert done.returncode == 1
     assert f"fingerprint '{aptrepo.fingerprint()}', not {aptrepo.wrong_fingerprint()}" in told(done)
-    assert server.host.run(["test", "-e", plex.HOME], check=False).returncode != 0
+    assert fresh.host.run(["test", "-e", plex.HOME], check=False).returncode != 0
     # Positive control: with the right one the same host gets it.
-    server.home.settle(plex="native")
-    server.home.apply()
-    assert server.version() == NEWER
-    server.home.settle()
+    fresh.home.settle(plex="native")
+    fresh.home.apply()
+    assert fresh.version() == NEWER
 
 
 def test_an_update_waits_while_somebody_plays_and_happens_afterwards(server: Server) -> None:
@@ -296,6 +303,8 @@ def test_a_stranger_reaches_the_server_and_not_what_it_is_found_with(server: Ser
     listener = "python3 -m http.server"
     for port in (8324, 32469):
         server.root(f"systemd-run -q --unit lab-listener-{port} {listener} {port}")
+    pages = "curl -fsS -o /dev/null http://127.0.0.1:8324/ && curl -fsS -o /dev/null http://127.0.0.1:32469/"
+    assert becomes(lambda: server.host.run(pages, check=False).returncode == 0), "nothing listens there"
     outside = scan(stranger, stranger.address4, server.host.address4, "tcp", ports)
     inside = scan(stranger, LAN4, server.host.address4, "tcp", ports)
     assert outside.answered == {32400}
@@ -316,29 +325,26 @@ def test_its_own_sqlite_backs_up_the_library_while_it_runs(server: Server) -> No
     assert count == len(server.libraries())
 
 
-def test_a_containers_library_moves_to_the_host(provisioned: Home) -> None:
+def test_a_containers_library_moves_to_the_host(fresh: Server) -> None:
     """plex = docker, then native, then the move: refused while either runs, and afterwards all of it is there."""
-    server = Server(provisioned)
-    server.host.restore(PROVISIONED)
-    server.home.settle(plex="docker")
-    server.home.apply()
+    fresh.home.settle(plex="docker")
+    fresh.home.apply()
     inside = "docker exec mediahost-plex-1 curl -fsS -m 60"
-    server.root(f"{inside} -X POST '{plex.URL}/myplex/claim?token={CLAIM}'")
+    fresh.root(f"{inside} -X POST '{plex.URL}/myplex/claim?token={CLAIM}'")
     path = f"/opt/media-server/config/plex/library/{plex.SUPPORT}/Preferences.xml"
-    text = server.root(f"cat {shlex.quote(path)}")
+    text = fresh.root(f"cat {shlex.quote(path)}")
     claimed = dict(ElementTree.fromstring(text).attrib)  # noqa: S314 - the stand-in wrote it
-    server.home.settle(plex="native")
-    changes = server.home.changes()
+    fresh.home.settle(plex="native")
+    changes = fresh.home.changes()
     assert any("service plex: stops, the native Plex takes its ports" in change for change in changes), changes
-    server.home.apply()
-    refused = server.home.mediahost("plex", "move")
+    fresh.home.apply()
+    refused = fresh.home.mediahost("plex", "move")
     assert refused.returncode == 1
     assert "both servers stopped" in told(refused)
-    server.root(f"systemctl stop {plex.UNIT}")
-    server.home.mediahost("plex", "move", check=True)
-    server.home.apply()
-    assert server.home.changes() == []
-    assert server.attributes()["PlexOnlineToken"] == claimed["PlexOnlineToken"]
-    assert server.attributes()["MachineIdentifier"] == claimed["MachineIdentifier"]
-    assert set(server.libraries()) == {"Movies", "TV Shows", "Music", "Audiobooks"}
-    server.home.settle()
+    fresh.root(f"systemctl stop {plex.UNIT}")
+    fresh.home.mediahost("plex", "move", check=True)
+    fresh.home.apply()
+    assert fresh.home.changes() == []
+    assert fresh.attributes()["PlexOnlineToken"] == claimed["PlexOnlineToken"]
+    assert fresh.attributes()["MachineIdentifier"] == claimed["MachineIdentifier"]
+    assert set(fresh.libraries()) == {"Movies", "TV Shows", "Music", "Audiobooks"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 import gevent
 import pytest
 import yaml
+from paramiko import SSHException
 from pyinfra.api.exceptions import ConnectError, OperationError
 
 from facts.snapshot import STATE_DIRECTORY, ContainerState, GpuState, Os, PackageState, PathState, Snapshot, UnitState
@@ -22,6 +24,7 @@ from mediahost.config import read
 from mediahost.gpu import Card
 from mediahost.render import docker as docker_files
 from mediahost.render import gpu as gpu_files
+from mediahost.render.compose import SERVICE_LABEL
 from mediahost.stack import GIVEN
 from mediahost.wanted import Wanted, build
 from operations import compose, docker, gpu, manifest, reboot, report
@@ -98,7 +101,7 @@ def as_wanted(wanted: Wanted, seen: Snapshot) -> Snapshot:
         packages=packages,
         contents=contents,
         manifest=dict.fromkeys((path for path in paths if path in gpu_files.PATHS), ""),
-        units={gpu_files.CDI_UNIT: LOADED},
+        units={gpu_files.CDI_UNIT: LOADED, gpu_files.STARTED_UNIT: LOADED},
     )
     proven = [(str(card), gpu._software(card, done)) for card in decided.cards]
     if decided.driver and not decided.driver.dkms:
@@ -551,8 +554,40 @@ def test_a_run_that_died_before_udev_named_a_card_is_finished_by_the_next() -> N
 def test_a_unit_that_systemd_has_not_read_is_read_first() -> None:
     wanted = plan()
     seen = as_wanted(wanted, HOSTS["nvidia"]())
-    unread = replace(seen, units={gpu_files.CDI_UNIT: replace(LOADED, load="not-found", active="inactive")})
-    assert told(gpu.steps(wanted, unread)) == ["mediahost-cdi.service: systemd has not read it"]
+    unread = replace(seen, units=dict.fromkeys(seen.units, replace(LOADED, load="not-found", active="inactive")))
+    assert told(gpu.steps(wanted, unread)) == [
+        "mediahost-cdi.service: systemd has not read it",
+        "mediahost-cdi-containers.service: systemd has not read it",
+    ]
+
+
+def test_only_containers_that_an_older_engine_refused_their_card_at_its_start_are_started(tmp_path: Path) -> None:
+    text = gpu_files.started_unit().content.decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    shell = shlex.split(line.removeprefix("ExecStart="))
+    docker_stub = tmp_path / "docker"
+    # What Docker 26.1.5 says of each; one cannot be started now either.
+    docker_stub.write_text(f"""#!/bin/sh
+case $1 in
+  ps) printf 'broken\nrefused\nstopped\n' ;;
+  inspect)
+    case $4 in
+      broken|refused) echo 'could not select device driver "cdi" with capabilities: [[gpu]]' ;;
+      *) echo ;;
+    esac ;;
+  start) echo "$2" >>{tmp_path}/started; [ "$2" != broken ] ;;
+esac
+""")
+    docker_stub.chmod(0o755)
+    # systemd makes one dollar of two.
+    command = [*shell[:2], shell[2].replace("$$", "$")]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "started").read_text().split() == ["broken", "refused"]
+    assert f"label={SERVICE_LABEL} " in text
+    for ordering in ("After=docker.service", "PartOf=docker.service", "WantedBy=docker.service"):
+        assert f"{ordering}\n" in text
 
 
 # --- coming back
@@ -600,6 +635,25 @@ def test_a_run_goes_on_when_the_host_has_booted_anew_and_not_before(
     monkeypatch.setattr(reboot, "host", host)
     reboot._come_back("boot-1")
     assert host.answers == []
+    assert host.waited
+
+
+def test_a_connection_that_is_cut_while_the_host_goes_down_is_not_the_end_of_the_run(
+    no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Booting(["boot-1", "boot-2"])
+    monkeypatch.setattr(reboot, "host", host)
+    asked = host.run_shell_command
+    # sshd has let the login in, and is stopped before it makes the channel of the command.
+    cut = iter((True,))
+
+    def run_shell_command(command: Any, **options: Any) -> tuple[bool, Any]:
+        if next(cut, False):
+            raise SSHException("SSH session not active")
+        return asked(command, **options)
+
+    monkeypatch.setattr(host, "run_shell_command", run_shell_command)
+    reboot._come_back("boot-1")
     assert host.waited
 
 
