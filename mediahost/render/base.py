@@ -6,6 +6,7 @@ Every value has its reason beside it; the numbers are those of the reference on 
 from __future__ import annotations
 
 from mediahost.config import Settings
+from mediahost.render import wall
 from mediahost.resources import File, text_file
 
 # acl: default ACLs of the media tree · gpg: fingerprints of vendor keys · systemd-timesyncd is a package of its
@@ -44,7 +45,8 @@ def packages(settings: Settings) -> tuple[str, ...]:
 
 def sysctls(settings: Settings) -> dict[str, str]:
     """Kernel settings by name; the user's win."""
-    return {**SYSCTL, **settings.sysctl_extra}
+    tunnel = {} if settings.vpn_provider == "none" else wall.SYSCTLS
+    return {**SYSCTL, **tunnel, **settings.sysctl_extra}
 
 
 def apt_files(settings: Settings) -> tuple[File, ...]:

@@ -70,7 +70,13 @@ NAMESPACES = "/run/docker/netns"
 """Where Docker has a file for each network namespace that it made."""
 
 MARKED = 0x6D656469
-"""Packet mark of answers to the home network. Without the table there is no mark, and they go into the tunnel."""
+"""Packet mark of answers to the home network. Without the table there is no mark, and they go into the tunnel.
+
+Questions from there have it too, with SYSCTLS, for one purpose: the kernel looks whether it could route an answer
+before it takes a question (rp_filter), by the same rules as it will route the answer.
+"""
+SYSCTLS = {"net.ipv4.conf.all.src_valid_mark": "1"}
+"""That look goes by the mark (ip-sysctl). wg-quick(8) sets the same."""
 
 # Priorities of the rules, and metrics of the two default routes.
 _ANSWERS, _SERVER, _ALL = 98, 99, 100
@@ -142,6 +148,8 @@ def ruleset(vpn: Vpn, settings: Settings) -> str:
     lan = [block for block in settings.firewall_lan if ipaddress.ip_network(block).version == 4]
     chains = [
         _chain("arriving", "filter", "prerouting", "mangle", _arriving(vpn, lan)),
+        # After dstnat, where it shows whom a question is for.
+        _chain("asking", "filter", "prerouting", "dstnat + 10", _asking(vpn, lan)),
         _chain("forward", "filter", "forward", "filter - 10", _forward(vpn)),
         _chain("leaving", "", "", "", _leaving(vpn, lan)),
         _chain("entering", "", "", "", _entering(vpn, lan)),
@@ -210,6 +218,12 @@ def _arriving(vpn: Vpn, lan: Iterable[str]) -> list[str]:
     ]
     answer = f'iifname "{BRIDGE}" ct direction reply ct state established,related'
     return [*found, *(f"{answer} ip daddr {block} meta mark set {MARKED:#x}" for block in lan)]
+
+
+def _asking(vpn: Vpn, lan: Iterable[str]) -> list[str]:
+    """Without the mark, the way back would be looked for in the tunnel, and in that of a client there is none."""
+    question = f'ip daddr {vpn.subnet} iifname != "{BRIDGE}" ct status dnat'
+    return [f"{question} ip saddr {block} meta mark set {MARKED:#x}" for block in lan]
 
 
 def _forward(vpn: Vpn) -> list[str]:

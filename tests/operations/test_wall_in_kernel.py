@@ -78,6 +78,7 @@ ip -n internet link set eth0 up
 ip route add default via {CLIENT}
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 2 >/proc/sys/net/ipv4/conf/all/rp_filter
+echo 1 >/proc/sys/net/ipv4/conf/all/src_valid_mark
 nft -f - <<END
 table ip docker {{
   chain post {{ type nat hook postrouting priority srcnat; ip saddr 172.29.29.0/24 oifname != "br-vpn" masquerade; }}
@@ -363,6 +364,21 @@ def test_the_home_network_is_answered_and_never_asked(host: Host) -> None:
     host.run(f"nft delete table inet {wall.NFT_TABLE}")
     told = host.run(f"{lan_listens} & b=$!; sleep 0.5; {lan_asked} 2>/dev/null && echo asked; kill $b; true").stdout
     assert told == ""
+
+
+@pytest.mark.parametrize("mode", ["host", "container"])
+def test_a_page_is_reached_from_home_while_the_tunnel_is_down_too(bare: Host, mode: str) -> None:
+    """The kernel asks the rules whether an answer would find its way back, before it takes the question."""
+    bare.put(replace(VPN, mode=mode))
+    bare.load()
+    listens, asks = bare.python("container", _SERVER, 8080), bare.python("internet", _ASK, "192.168.7.2", 8080)
+    asked = f"{listens} & a=$!; sleep 0.5; {asks} 2>/dev/null && echo answered; kill $a"
+    for strictness in (1, 2):
+        bare.run(f"echo {strictness} >/proc/sys/net/ipv4/conf/all/rp_filter")
+        assert bare.run(f"{asked}; true").stdout == "answered\n", strictness
+    # The control: without the mark the question is dropped.
+    bare.run("echo 0 >/proc/sys/net/ipv4/conf/all/src_valid_mark")
+    assert bare.run(f"{asked}; true").stdout == ""
 
 
 def test_the_host_itself_is_not_reached_from_the_bridge_nor_out_of_the_tunnel_and_reaches_both(host: Host) -> None:

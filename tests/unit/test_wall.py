@@ -57,7 +57,8 @@ def chains(text: str) -> dict[str, tuple[bool, list[str]]]:
 @every_vpn
 def test_each_rule_names_the_bridge_its_subnet_or_the_tunnel_so_it_cannot_lock_anybody_out(vpn: Vpn) -> None:
     found = chains(wall.ruleset(vpn, SETTINGS))
-    concerns = (f'iifname "{BRIDGE}"', f'oifname "{BRIDGE}"', f'iifname "{LINK}"', f"ip saddr {SUBNET}")
+    concerns = (f'iifname "{BRIDGE}"', f'oifname "{BRIDGE}"', f'iifname "{LINK}"')
+    concerns += (f"ip saddr {SUBNET}", f"ip daddr {SUBNET}")
     bases = [rule for base, rules in found.values() if base for rule in rules]
     assert len(bases) > 8
     assert [rule for rule in bases if not rule.startswith(concerns)] == []
@@ -143,9 +144,13 @@ def test_the_table_inside_has_a_name_of_its_own_and_is_replaced_in_one_transacti
 def test_the_home_network_gets_answers_only() -> None:
     text = wall.ruleset(VPN, SETTINGS)
     home = [line for line in text.splitlines() if "192.168.7.0/24" in line]
-    assert len(home) == 4
-    asked = [line for line in home if "ct direction reply ct state established,related ip daddr" not in line]
-    assert asked == ["\t\tip saddr 192.168.7.0/24 ct status dnat accept"]
+    assert len(home) == 5
+    asked = [line.strip() for line in home if "ct direction reply ct state established,related ip daddr" not in line]
+    question = f'ip daddr {SUBNET} iifname != "{BRIDGE}" ct status dnat ip saddr 192.168.7.0/24'
+    assert asked == [
+        f"{question} meta mark set {wall.MARKED:#x}",
+        "ip saddr 192.168.7.0/24 ct status dnat accept",
+    ]
     assert "fd00::" not in text
 
 
