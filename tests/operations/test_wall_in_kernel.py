@@ -366,10 +366,10 @@ def test_the_home_network_is_answered_and_never_asked(host: Host) -> None:
     assert told == ""
 
 
-@pytest.mark.parametrize("mode", ["host", "container"])
-def test_a_page_is_reached_from_home_while_the_tunnel_is_down_too(bare: Host, mode: str) -> None:
+@pytest.mark.parametrize("vpn", [VPN, replace(VPN, mode="container")], ids=["host", "container"])
+def test_a_page_is_reached_from_home_while_the_tunnel_is_down_too(bare: Host, vpn: Vpn) -> None:
     """The kernel asks the rules whether an answer would find its way back, before it takes the question."""
-    bare.put(replace(VPN, mode=mode))
+    bare.put(vpn)
     bare.load()
     listens, asks = bare.python("container", _SERVER, 8080), bare.python("internet", _ASK, "192.168.7.2", 8080)
     asked = f"{listens} & a=$!; sleep 0.5; {asks} 2>/dev/null && echo answered; kill $a"

@@ -57,8 +57,8 @@ def chains(text: str) -> dict[str, tuple[bool, list[str]]]:
 @every_vpn
 def test_each_rule_names_the_bridge_its_subnet_or_the_tunnel_so_it_cannot_lock_anybody_out(vpn: Vpn) -> None:
     found = chains(wall.ruleset(vpn, SETTINGS))
-    concerns = (f'iifname "{BRIDGE}"', f'oifname "{BRIDGE}"', f'iifname "{LINK}"')
-    concerns += (f"ip saddr {SUBNET}", f"ip daddr {SUBNET}")
+    interfaces = (f'iifname "{BRIDGE}"', f'oifname "{BRIDGE}"', f'iifname "{LINK}"')
+    concerns = (*interfaces, f"ip saddr {SUBNET}", f"ip daddr {SUBNET}")
     bases = [rule for base, rules in found.values() if base for rule in rules]
     assert len(bases) > 8
     assert [rule for rule in bases if not rule.startswith(concerns)] == []
