@@ -86,7 +86,8 @@ def _out_and_in(lab: Lab) -> None:
 def _resolver(lines: str) -> Act:
     """The host asks another name server from now on. Docker reads it when a container gets its network.
 
-    The host's clock would ask it as well, and go where its answers lead: into the lab's internet, in the open.
+    The host's clock would ask it as well, and go where its answers lead: into the lab's internet, in the open. It stays
+    off: systemd-resolved knows that server for a while after it is taken back.
     """
 
     def act(lab: Lab) -> None:
@@ -99,7 +100,6 @@ def _resolver(lines: str) -> Act:
 
 def _resolver_back(lab: Lab) -> None:
     lab.root("ln -sfn ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf; systemctl restart docker")
-    lab.root("systemctl start systemd-timesyncd")
 
 
 # A router that nobody asked for: it offers a prefix, and itself as the way to everywhere (RFC 4861).
