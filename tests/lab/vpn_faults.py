@@ -86,8 +86,8 @@ def _out_and_in(lab: Lab) -> None:
 def _resolver(lines: str) -> Act:
     """The host asks another name server from now on. Docker reads it when a container gets its network.
 
-    The host's clock would ask it as well, and go where its answers lead: into the lab's internet, in the open. It stays
-    off: systemd-resolved knows that server for a while after it is taken back.
+    The host's clock would ask it as well, and go where its answers lead: into the lab's internet, in the open. It
+    stays off: systemd-resolved knows that server for a while after it is taken back.
     """
 
     def act(lab: Lab) -> None:
