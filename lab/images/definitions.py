@@ -72,8 +72,6 @@ BASE = Root(
 )
 
 _TUNNEL_ROOT = Root(packages=(*BASE.packages, "iproute2", "nftables", "wireguard-tools"), dropped=BASE.dropped)
-_NZBGET_ROOT = Root(packages=(*BASE.packages, "nzbget"), dropped=BASE.dropped)
-_TORRENT_ROOT = Root(packages=(*BASE.packages, "qbittorrent-nox"), dropped=BASE.dropped)
 
 
 @dataclass(frozen=True)
@@ -124,20 +122,41 @@ def _stand_in_files() -> dict[str, Entry]:
     return _program_files("linuxserver.py", "stand_in.py")
 
 
-def _linuxserver_stand_in(name: str, port: int, *tags: str) -> Definition:
+def _linuxserver(
+    name: str,
+    *tags: str,
+    files: Callable[[], dict[str, Entry]],
+    program: str,
+    ports: tuple[str, ...],
+    debian: str = "",
+    title: str = "",
+) -> Definition:
+    """An image of linuxserver.io, whose one volume is /config. `program` (a file of ours, with its arguments) starts
+    what `debian` names: that package's own program; without one it is a stand-in itself."""
+    root = Root(packages=(*BASE.packages, debian), dropped=BASE.dropped) if debian else None
+    file, *arguments = program.split()
     return Definition(
         repository=f"lscr.io/linuxserver/{name}",
-        title=f"stand-in for {name}",
-        program="stand-in",
-        stand_in=True,
+        title=title or f"stand-in for {name}",
+        program=f"{debian} of Debian {RELEASE}" if debian else "stand-in",
+        stand_in=not debian,
         tags=tags,
-        files=lambda: {"config": Entry(), **_stand_in_files()},
+        files=files,
         config={
-            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/stand_in.py", name],
-            "ExposedPorts": {f"{port}/tcp": {}},
+            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/{file}", *arguments],
+            "ExposedPorts": {port: {} for port in ports},
             "Volumes": {"/config": {}},
         },
+        root=root,
     )
+
+
+def _servarr_files() -> dict[str, Entry]:
+    return {"config": Entry(), **_stand_in_files()}
+
+
+def _linuxserver_stand_in(name: str, port: int, *tags: str) -> Definition:
+    return _linuxserver(name, *tags, files=_servarr_files, program=f"stand_in.py {name}", ports=(f"{port}/tcp",))
 
 
 def _usenet_files() -> dict[str, Entry]:
@@ -224,59 +243,25 @@ DEFINITIONS = (
     _linuxserver_stand_in("radarr", 7878, "6.2.1.10461-ls308"),
     _linuxserver_stand_in("prowlarr", 9696, "2.5.2.5491-ls155"),
     _linuxserver_stand_in("bazarr", 6767, "v1.6.0-ls360"),
-    Definition(
-        repository="lscr.io/linuxserver/sabnzbd",
-        title="stand-in for sabnzbd",
-        program="stand-in",
-        stand_in=True,
-        tags=("5.0.4-ls263",),
-        files=_usenet_files,
-        config={
-            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/sabnzbd.py"],
-            "ExposedPorts": {"8080/tcp": {}},
-            "Volumes": {"/config": {}},
-        },
-    ),
-    Definition(
-        repository="lscr.io/linuxserver/nzbget",
-        title="NZBGet (Debian's nzbget)",
-        program=f"nzbget of Debian {RELEASE}",
-        stand_in=False,
-        tags=("v26.2-ls254",),
+    _linuxserver("sabnzbd", "5.0.4-ls263", files=_usenet_files, program="sabnzbd.py", ports=("8080/tcp",)),
+    _linuxserver(
+        "nzbget",
+        "v26.2-ls254",
         files=_nzbget_files,
-        config={
-            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/nzbget.py"],
-            "ExposedPorts": {"6789/tcp": {}},
-            "Volumes": {"/config": {}},
-        },
-        root=_NZBGET_ROOT,
+        program="nzbget.py",
+        ports=("6789/tcp",),
+        debian="nzbget",
+        title="NZBGet (Debian's nzbget)",
     ),
-    Definition(
-        repository="lscr.io/linuxserver/plex",
-        title="stand-in for plex",
-        program="stand-in",
-        stand_in=True,
-        tags=("1.43.3.10828-00f62d37d-ls315",),
-        files=_plex_files,
-        config={
-            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/plex.py"],
-            "ExposedPorts": {"32400/tcp": {}},
-            "Volumes": {"/config": {}},
-        },
-    ),
-    Definition(
-        repository="lscr.io/linuxserver/qbittorrent",
-        title="qBittorrent (Debian's qbittorrent-nox)",
-        program=f"qbittorrent-nox of Debian {RELEASE}",
-        stand_in=False,
-        tags=("5.2.3_v2.0.13-ls469",),
+    _linuxserver("plex", "1.43.3.10828-00f62d37d-ls315", files=_plex_files, program="plex.py", ports=("32400/tcp",)),
+    _linuxserver(
+        "qbittorrent",
+        "5.2.3_v2.0.13-ls469",
         files=_torrent_files,
-        config={
-            "Entrypoint": [*_PYTHON, f"/{_PROGRAMS}/qbittorrent.py"],
-            "ExposedPorts": {"8080/tcp": {}, "6881/tcp": {}, "6881/udp": {}},
-            "Volumes": {"/config": {}},
-        },
-        root=_TORRENT_ROOT,
+        program="qbittorrent.py",
+        ports=("8080/tcp", "6881/tcp", "6881/udp"),
+        debian="qbittorrent-nox",
+        title="qBittorrent (Debian's qbittorrent-nox)",
     ),
     Definition(
         repository="ghcr.io/seerr-team/seerr",
