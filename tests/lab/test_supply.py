@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lab import aptrepo, daemon, registry
+from lab import aptrepo, daemon, network, registry
 from lab.errors import LabError
 from lab.images.definitions import DEFINITIONS, LABEL_STAND_IN
 from lab.vendor import nvidia
@@ -166,7 +166,7 @@ def test_a_servarr_whose_config_is_gone_is_unhealthy(tmp_path: Path) -> None:
 
 
 def test_bazarr_takes_its_key_from_its_file_only(tmp_path: Path) -> None:
-    port = free_port()
+    port = network.free_port()
     folder = tmp_path / "config" / "config"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"auth:\n  apikey: '{KEY}'\ngeneral:\n  ip: '*'\n  port: {port}\n")
@@ -202,7 +202,7 @@ def test_ddns_updater_refuses_a_broken_configuration_and_starts_with_an_empty_on
         assert "is not valid" in result.stdout
         assert "t0ps3cret" not in result.stdout + result.stderr
     (data / "config.json").write_text('{"settings": []}')
-    health = f"127.0.0.1:{free_port()}"
+    health = f"127.0.0.1:{network.free_port()}"
     with stand_in("ddns-updater", tmp_path, LISTENING_ADDRESS=":{port}", HEALTH_SERVER_ADDRESS=health) as (url, _):
         assert fetch(f"{url}/")[0] == 200
         assert healthcheck(health) == 0
@@ -256,7 +256,7 @@ def test_a_changed_byte_in_the_index_is_refused(packages: daemon.Service, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(aptrepo.ensure_built(), copy)
     index = copy / "linux/debian/dists/trixie/InRelease"
-    port = free_port()
+    port = network.free_port()
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(copy), str(port)]
     service = daemon.ensure_running(
         tmp_path / "server.json", command, f"http://127.0.0.1:{port}", "/linux/debian/gpg", "python3", ""
@@ -346,18 +346,12 @@ def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, str, di
         return error.code, error.read().decode(), dict(error.headers)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def stand_in(
     name: str, root: Path, /, *, fixed_port: int = 0, **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run a stand-in below `root` on a free port ("{port}" in a variable); it must end with 0 on SIGTERM."""
-    port = fixed_port or free_port()
+    port = fixed_port or network.free_port()
     environment = {key: value.replace("{port}", str(port)) for key, value in variables.items()}
     process = subprocess.Popen(
         [sys.executable, "-IS", str(STAND_IN), name],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import socket
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from mediahost import config
 from mediahost.catalog import load_catalog
 from mediahost.render.compose import render_compose
 from mediahost.stack import build_stack
+from tests.unit.image_program import IMAGES, image_program
 
-IMAGES = Path(registry.__file__).parent / "images"
 PRIVATE, PEER, SHARED = (base64.b64encode(bytes([number] * 32)).decode() for number in (1, 2, 3))
 SECRETS = {"wireguard_private_key": PRIVATE, "wireguard_preshared_key": SHARED}
 FILE = f"""[Interface]
@@ -40,12 +39,8 @@ Endpoint = 198.51.100.7:51820
 
 @pytest.fixture(scope="module")
 def program() -> Iterator[ModuleType]:
-    """The module as the image has it: its helpers lie beside it."""
-    sys.path.insert(0, str(IMAGES))
-    try:
-        yield importlib.import_module("gluetun")
-    finally:
-        sys.path.remove(str(IMAGES))
+    with image_program("gluetun") as module:
+        yield module
 
 
 def environment(**data: Any) -> dict[str, str]:

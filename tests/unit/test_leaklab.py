@@ -17,6 +17,7 @@ from typing import cast
 
 import pytest
 
+from lab import network
 from lab.machine import Machine
 from lab.network import Packet
 from mediahost import wireguard
@@ -250,9 +251,8 @@ def test_a_bitfield_has_no_spare_bit_set() -> None:
 def free_port() -> int:
     """A port of loopback that is free for TCP and for UDP: other programs here hold either kind alone."""
     for _attempt in range(20):
-        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
-            stream.bind(("127.0.0.1", 0))
-            port = int(stream.getsockname()[1])
+        port = network.free_port()
+        with socket.socket(type=socket.SOCK_DGRAM) as datagram:
             try:
                 datagram.bind(("127.0.0.1", port))
             except OSError:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import shutil
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,15 +18,15 @@ import pytest
 import yaml
 
 from facts.snapshot import PathState, Snapshot
-from lab import registry
+from lab import network
 from mediahost import config
 from mediahost.catalog import load_catalog
 from mediahost.render.compose import ComposeArtefacts, render_compose
 from mediahost.resources import File
 from mediahost.stack import Stack, build_stack
 from operations import files
+from tests.unit.image_program import image_program
 
-IMAGES = Path(registry.__file__).parent / "images"
 CATALOG = load_catalog()
 PASSWORD = "of-nas-nzbget-password"
 WELL_KNOWN = "tegbzn6789"
@@ -122,12 +119,8 @@ def test_what_the_program_has_written_is_no_difference() -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[ModuleType]:
-    """The module as the image has it: its helpers lie beside it."""
-    sys.path.insert(0, str(IMAGES))
-    try:
-        yield importlib.import_module("nzbget")
-    finally:
-        sys.path.remove(str(IMAGES))
+    with image_program("nzbget") as module:
+        yield module
 
 
 def test_the_image_overwrites_no_configuration_and_without_one_is_as_open_as_upstreams(
@@ -169,8 +162,7 @@ class Running:
         templates = [path for path in (shared / "nzbget.conf", shared / "webui/nzbget.conf") if path.exists()]
         self.template = image.as_upstream(templates[0].read_text())
         (top / "app/webui/nzbget.conf.template").write_text(self.template)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = network.free_port()
         self.conf, self.log = top / "config/nzbget.conf", top / "log"
         for directory in ("config", "data/usenet/complete", "data/usenet/incomplete"):
             (top / directory).mkdir(parents=True)

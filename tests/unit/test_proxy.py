@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lab import network
 from mediahost import config
 from mediahost.catalog import load_catalog
 from mediahost.render.fail2ban import TEMPLATES
@@ -114,19 +115,12 @@ class _Upstream(BaseHTTPRequestHandler):
         """Tests stay quiet."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(directory: Path, **data: Any) -> Iterator[tuple[int, int]]:
     """The file in a running Caddy, with ports and upstreams of the test; gives (HTTP port, HTTPS port)."""
     upstream = ThreadingHTTPServer(("127.0.0.1", 0), _Upstream)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    http_port, https_port = free_port(), free_port()
+    http_port, https_port = network.free_port(), network.free_port()
     content = text(**data).replace(ACCESS_LOG, str(directory / "access.log"))
     content = content.replace(
         "admin localhost:2019", f"admin off\n\thttp_port {http_port}\n\thttps_port {https_port}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,23 +9,17 @@ from typing import Any
 
 import pytest
 
-from lab import registry
 from mediahost import config
 from mediahost.catalog import load_catalog
 from mediahost.render.compose import render_compose
 from mediahost.stack import build_stack
-
-IMAGES = Path(registry.__file__).parent / "images"
+from tests.unit.image_program import image_program
 
 
 @pytest.fixture(scope="module")
 def program() -> Iterator[ModuleType]:
-    """The module as the image has it: its helpers lie beside it."""
-    sys.path.insert(0, str(IMAGES))
-    try:
-        yield importlib.import_module("sabnzbd")
-    finally:
-        sys.path.remove(str(IMAGES))
+    with image_program("sabnzbd") as module:
+        yield module
 
 
 def started(program: ModuleType, root: Path, text: str | None) -> Any:
