@@ -201,6 +201,13 @@ class Running:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
+    def until_started(self, times: int) -> None:
+        """Wait until the log tells so many starts."""
+        deadline = time.monotonic() + 30
+        while self.log.read_text().count("server-mode") < times:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
     def saved(self, **changed: str) -> None:
         """Save as the web interface does: all keys of the file, and the template's values of all it has not."""
         values = {option["Name"]: option["Value"] for option in self.call("loadconfig")}
@@ -247,7 +254,7 @@ def test_what_is_saved_in_the_program_keeps_every_key_that_was_seeded(running: R
     assert "LockFile" in found, "and what the template has"
     assert running.conf.stat().st_mode & 0o777 == 0o600
     assert running.call("reload") is True
-    time.sleep(1)
+    running.until_started(2)
     running.until_healthy()
     # The template would let in whoever comes from 127.0.0.1, as this test does.
     assert "AuthorizedIP=127.0.0.1" in running.template
