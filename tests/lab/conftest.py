@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack
 
 import pytest
 
@@ -114,7 +114,12 @@ def provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pyt
     """A home server on which a first run has succeeded: provisioned once a session, snapshot PROVISIONED."""
     # The disks are for the trials of storage; to all others they are four empty ones.
     machine = make_machine("home", memory_mib=2048, durable=True, disks=(1, 1, 1, 1))
-    home = Home(machine.directory / "owner" if KEEP else tmp_path_factory.mktemp("home"), [machine])
+    return first_home(machine, tmp_path_factory)
+
+
+def first_home(machine: Machine, tmp_path_factory: pytest.TempPathFactory, **data: Any) -> Home:
+    """A home server with these data on which a first run has succeeded, snapshot PROVISIONED."""
+    home = Home(machine.directory / "owner" if KEEP else tmp_path_factory.mktemp("owner"), [machine], data)
 
     def first_run() -> Report:
         home.init()

@@ -19,8 +19,8 @@ from lab.vendor.nvidia import UUID, VERSION
 from mediahost.gpu import IN_CONTAINER
 from mediahost.render import gpu
 from operations.gpu import CDI, HELD, PROVEN
-from tests.lab.conftest import KEEP, PROVISIONED, MakeMachine, brought_to
-from tests.lab.home import Home, Report, told
+from tests.lab.conftest import PROVISIONED, MakeMachine, first_home
+from tests.lab.home import Home, told
 from tests.lab.waiting import becomes, reboot
 
 pytestmark = pytest.mark.lab
@@ -73,15 +73,7 @@ WantedBy=multi-user.target
 def graphics_provisioned(make_machine: MakeMachine, supplied: None, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A small home server whose kernel has graphics drivers."""
     machine = make_machine("graphics", memory_mib=2048, durable=True, image=GRAPHICS)
-    home = Home(machine.directory / "owner" if KEEP else tmp_path_factory.mktemp("graphics"), [machine])
-    home.data = {"selection": "none", "services": [ASKS, OTHER]}
-
-    def first_run() -> Report:
-        home.init()
-        return home.apply()
-
-    brought_to(home, PROVISIONED, first_run)
-    return home
+    return first_home(machine, tmp_path_factory, selection="none", services=[ASKS, OTHER])
 
 
 @pytest.fixture

@@ -132,8 +132,7 @@ def server(set_up: Server) -> Iterator[Server]:
     set_up.host.restore(SET_UP)
     set_up.home.settle(**WANTED)
     yield set_up
-    set_up.home.data.clear()
-    set_up.home.write_inventory()
+    set_up.home.settle()
 
 
 @pytest.fixture

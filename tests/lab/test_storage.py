@@ -142,8 +142,7 @@ def store(store_made: Store) -> Iterator[Store]:
     store_made.host.restore(STORED)
     store_made.home.settle(**POOLED)
     yield store_made
-    store_made.home.data.clear()
-    store_made.home.write_inventory()
+    store_made.home.settle()
 
 
 @pytest.fixture
@@ -153,8 +152,7 @@ def unstored(provisioned: Home) -> Iterator[Store]:
     store = Store(provisioned)
     _empty_tree(store)
     yield store
-    provisioned.data.clear()
-    provisioned.write_inventory()
+    provisioned.settle()
 
 
 # --- what is there

@@ -33,8 +33,7 @@ IMPORTS = "sonarr"
 def kept(home: Home) -> Iterator[Store]:
     """The provisioned home, its media on the root disk."""
     yield Store(home)
-    home.data.clear()
-    home.write_inventory()
+    home.settle()
 
 
 def notices(report: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ from mediahost.render import wall
 from mediahost.stack import vault_folder
 from mediahost.vpn import LINK, SECRET, TABLE
 from tests.lab import vpn_drifts, vpn_faults
-from tests.lab.conftest import KEEP, PROVISIONED, MakeMachine
-from tests.lab.home import Home, told
+from tests.lab.conftest import KEEP, PROVISIONED, MakeMachine, brought_to
+from tests.lab.home import Home, Report, told
 from tests.lab.leaklab import (
     FORWARDED,
     NEIGHBOUR4,
@@ -75,32 +74,21 @@ def confined(lab: Lab, mode: str) -> Lab:
     lab.mode = mode
     home = lab.home
     lab.settle_provider()
-    if mode in lab.first_run_leaks or _known(lab):
+    if mode in lab.first_run_leaks:
         lab.host.restore(f"vpn-{mode}")
-        home.data.update(lab.settings)
-        home.write_inventory()
-        lab.hand_over()
-        return lab
-    # Minutes, which should not be lost once for each trial.
-    lab.broken[mode] = "it did not come to its end"
-    _confined_for_the_first_time(lab)
-    del lab.broken[mode]
+    else:
+        # Minutes, which should not be lost once for each trial.
+        lab.broken[mode] = "it did not come to its end"
+        found = brought_to(home, f"vpn-{mode}", lambda: _confined_for_the_first_time(lab))
+        lab.first_run_leaks[mode], lab.torrent_told[mode] = found["leaks"], found["torrent"]
+        del lab.broken[mode]
+    home.settle(**lab.settings)
+    lab.hand_over()
     return lab
 
 
-def _record(lab: Lab) -> Path:
-    return lab.home.repository / f"vpn-{lab.mode}.json"
-
-
-def _known(lab: Lab) -> bool:
-    """Whether an earlier session has confined this very host; only with KEEP."""
-    if not (KEEP and _record(lab).exists() and f"vpn-{lab.mode}" in lab.host.snapshots()):
-        return False
-    lab.first_run_leaks[lab.mode], lab.torrent_told[lab.mode] = json.loads(_record(lab).read_text())
-    return True
-
-
-def _confined_for_the_first_time(lab: Lab) -> None:
+def _confined_for_the_first_time(lab: Lab) -> Report:
+    """What leaked meanwhile, and what qBittorrent said of its torrent."""
     home = lab.home
     lab.host.restore(PROVISIONED)
     home.write_inventory()
@@ -111,10 +99,7 @@ def _confined_for_the_first_time(lab: Lab) -> None:
     lab.hand_over()
     home.apply()
     lab.flows()
-    lab.torrent_told[lab.mode] = lab.add_torrent()
-    lab.first_run_leaks[lab.mode] = lab.leaked()
-    lab.host.snapshot(f"vpn-{lab.mode}")
-    _record(lab).write_text(json.dumps([lab.first_run_leaks[lab.mode], lab.torrent_told[lab.mode]]))
+    return {"torrent": lab.add_torrent(), "leaks": lab.leaked()}
 
 
 @pytest.fixture
@@ -125,8 +110,7 @@ def lab(request: pytest.FixtureRequest, vpn_lab: Lab) -> Iterator[Lab]:
         ready.flows()
         yield ready
     finally:
-        vpn_lab.home.data.clear()
-        vpn_lab.home.write_inventory()
+        vpn_lab.home.settle()
 
 
 def strike(lab: Lab, fault: Fault) -> float:
