@@ -30,6 +30,7 @@ class Drift:
 
 _TABLE = f"inet {wall.NFT_TABLE}"
 _NOT_AS_LOADED = f"vpn | wall: nftables table {wall.NFT_TABLE}: is not as it was loaded"
+_NO_WAY = f"vpn | tunnel: IPv4 routing table {TABLE}: default dev {LINK} is missing"
 _PEER = f"$(wg show {LINK} peers)"
 
 # What it authenticates may move a peer's address back: with another preshared key nothing is authentic.
@@ -67,17 +68,17 @@ DRIFTS = (
     Drift(
         "the route into the tunnel",
         f"ip route del default dev {LINK} table {TABLE}",
-        (f"vpn | tunnel: IPv4 routing table {TABLE}: no way into the tunnel",),
+        (_NO_WAY,),
     ),
     Drift(
         "the route to nowhere behind it",
         f"ip -4 route del unreachable default metric {wall.LAST} table {TABLE}",
-        (f"vpn | wall: IPv4 routing table {TABLE}: does not end in unreachable",),
+        (f"vpn | wall: IPv4 routing table {TABLE}: unreachable default at its end is missing",),
     ),
     Drift(
         "the same route of IPv6",
         f"ip -6 route del unreachable default metric {wall.LAST} table {TABLE}",
-        (f"vpn | wall: IPv6 routing table {TABLE}: does not end in unreachable",),
+        (f"vpn | wall: IPv6 routing table {TABLE}: unreachable default at its end is missing",),
     ),
     Drift(
         "a route added",
@@ -97,7 +98,7 @@ DRIFTS = (
     Drift(
         "the interface down",
         f"ip link set {LINK} down",
-        (f"vpn | tunnel: {LINK}: is down", f"vpn | tunnel: IPv4 routing table {TABLE}: no way into the tunnel"),
+        (f"vpn | tunnel: {LINK}: is down", _NO_WAY),
     ),
     Drift(
         "the tunnel's address",
