@@ -16,7 +16,7 @@ from mediahost.config import Settings
 from mediahost.render import caches as wanted
 from mediahost.render.upkeep import UNITS
 from mediahost.upkeep import caches
-from operations import files, storage, units
+from operations import files, owed, storage, units
 from operations.convergence import Commands, Step, converge
 
 _INTERRUPTS = "transcodes at work end, and services that use it start anew"
@@ -51,8 +51,8 @@ def removal_steps(settings: Settings, seen: Snapshot) -> list[Step]:
         lines = [
             units.stopped(cache.unit),
             f"rm -f {' '.join(map(shlex.quote, gone))}",
-            files.clear_pending(cache.unit),
-            units.RELOAD,
+            owed.clear(cache.unit),
+            owed.RELOAD,
         ]
         found.append(Step(f"cache {cache.at}: not wanted any more, is unmounted{stays}", "\n".join(lines)))
     return found
@@ -75,7 +75,7 @@ def file_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     table = files.steps((wanted.table(settings),), seen)
     if table:
         # In one command, so that a run that dies here owes the new size to the next one.
-        marks = "\n".join(files.mark_pending(wanted.unit(cache)) for cache in resized)
+        marks = "\n".join(owed.mark(wanted.unit(cache)) for cache in resized)
         written += [*table[:-1], Step(table[-1].change, f"{marks}\n{table[-1].command}", stdin=table[-1].stdin)]
     for file, cache in zip(wanted.mount_files(settings), found, strict=True):
         written += files.steps((file,), seen, pending=wanted.unit(cache))

@@ -16,7 +16,7 @@ from facts.snapshot import ContainerState, Snapshot
 from mediahost.resources import Container, File
 from mediahost.stack import PROJECT, PROXY
 from mediahost.wanted import Wanted
-from operations import files, gpu
+from operations import files, gpu, owed
 from operations.convergence import Commands, Step, converge
 
 _RELOAD = (
@@ -121,7 +121,7 @@ def container_steps(wanted: Sequence[Container], stack_root: str, timeout: int, 
             lines.append(_or_tell(f"{up}{option} {' '.join(services)}", told))
     if PROXY in faults:
         # A proxy that starts reads the newest routes.
-        lines.append(files.clear_pending(PROXY))
+        lines.append(owed.clear(PROXY))
     changes = [f"service {service}: {what}" for service, what in faults.items()]
     steps += [Step(change) for change in changes[:-1]]
     return [*steps, Step(changes[-1], "\n".join(lines), timeout=timeout * 2 + 1800)]
@@ -144,7 +144,7 @@ def reload_steps(proxy_file: File | None, seen: Snapshot) -> list[Step]:
     running = any(c.service == PROXY and c.state == "running" for c in seen.containers)
     if not running or not (found or PROXY in seen.pending):
         return found
-    return [*found, Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{files.clear_pending(PROXY)}")]
+    return [*found, Step(f"{PROXY}: routes changed, are reloaded", f"{_RELOAD}\n{owed.clear(PROXY)}")]
 
 
 def file_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:

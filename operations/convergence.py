@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyinfra import host, state
@@ -19,7 +19,7 @@ from pyinfra.api.state import StateStage
 
 from facts.snapshot import HostSnapshot, Request, Snapshot, UnreadableSnapshotError, parse, script
 from operations import guard as guards
-from operations import lock, report
+from operations import lock, owed, report
 
 Commands = Generator[StringCommand | FunctionCommand, None, None]
 """What the body of an operation yields. pyinfra's decorator asks for a generator: an iterator will not do."""
@@ -73,6 +73,24 @@ def forget() -> None:
     host.connector_data.pop(_CACHED, None)
 
 
+def foreseen(seen: Snapshot, steps: Sequence[Step]) -> Snapshot:
+    """The host after these steps, in what they leave to later ones: owed restarts, and unit files that were read."""
+    commands = [step.command for step in steps]
+    units = seen.units
+    if any(owed.RELOAD in command for command in commands):
+        units = {name: replace(unit, needs_daemon_reload=False) for name, unit in units.items()}
+    return replace(seen, pending=owed.after(commands, seen.pending), units=units)
+
+
+def _planned(missing: Callable[[Snapshot], Sequence[Step]], seen: Snapshot, steps: Sequence[Step]) -> list[Step]:
+    """What a run would do here in all its rounds. A plan runs nothing: later operations look at what is foreseen."""
+    told = {step.change for step in steps}
+    whole = [*steps, *(step for step in missing(foreseen(seen, steps)) if step.change not in told)]
+    stage, _ = host.connector_data[_CACHED]
+    host.connector_data[_CACHED] = (stage, foreseen(seen, whole))
+    return whole
+
+
 def converge(
     missing: Callable[[Snapshot], Sequence[Step]],
     guard: guards.Guard | Callable[[Snapshot], guards.Guard | None] | None = None,
@@ -94,6 +112,8 @@ def converge(
             yield refusal(str(error))
             return
         steps = list(missing(seen))
+        if steps and state.current_stage != StateStage.Execute:
+            steps = _planned(missing, seen, steps)
         changes = tuple(step.change for step in steps)
         if not steps:
             break

@@ -16,7 +16,7 @@ from mediahost.config import Settings
 from mediahost.render import fail2ban as wanted
 from mediahost.render.fail2ban import Jail
 from mediahost.wanted import Wanted
-from operations import apt, files, units
+from operations import apt, files, owed, units
 from operations.convergence import Commands, Step, converge
 
 # systemctl makes it when it enables the timer; it stays, dangling, when the manifest removes the timer's file.
@@ -102,8 +102,8 @@ rm -f {_TIMER_LINK}
 systemctl daemon-reload
 {units.stopped(wanted.UNIT)}
 nft delete table inet {wanted.TABLE} 2>/dev/null || true
-{files.clear_pending(wanted.UNIT)}
-{files.clear_pending(wanted.RELOAD_TIMER)}
+{owed.clear(wanted.UNIT)}
+{owed.clear(wanted.RELOAD_TIMER)}
 rm -f {wanted.CONTROL_PATH}"""
     return [Step(f"{wanted.UNIT}: switched off, is stopped and its bans are lifted; the package stays", command)]
 

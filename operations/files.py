@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 
 from pyinfra.api import operation
 
-from facts.snapshot import STATE_DIRECTORY, Request, Snapshot
+from facts.snapshot import Request, Snapshot
 from mediahost.resources import Directory, File
+from operations import owed
 from operations.convergence import Commands, Step, converge
 from operations.guard import Guard
 
@@ -73,18 +74,6 @@ def rewrite_steps(path: str, text: str, seen: Snapshot, what: str) -> list[Step]
     return [Step(f"{path}: {what}", command, stdin=stdin)]
 
 
-def mark_pending(unit: str) -> str:
-    """Shell that records, durably, that a unit must be restarted before the host is as wanted."""
-    pending = f"{STATE_DIRECTORY}/pending"
-    mark = shlex.quote(f"{pending}/{unit}")
-    return f"mkdir -p {pending} && touch {mark} && sync {mark} {pending}"
-
-
-def clear_pending(unit: str) -> str:
-    """Shell that removes the record of `mark_pending`."""
-    return f"rm -f {shlex.quote(f'{STATE_DIRECTORY}/pending/{unit}')}"
-
-
 _RECEIVE = """umask 077
 receive() { # target owner mode check: content in base64 on stdin up to a line with a dot
   target=$1; owner=$2; mode=$3; check=$4
@@ -109,7 +98,7 @@ def write(files: Sequence[File], pending: str | None = None) -> tuple[str, str]:
     """A shell command that writes all `files`, and the text it reads on stdin."""
     lines = [_RECEIVE]
     if pending is not None:
-        lines.append(mark_pending(pending))
+        lines.append(owed.mark(pending))
     stdin: list[str] = []
     for file in files:
         arguments = (file.path, f"{file.owner}:{file.group}", file.mode, file.check or "")

@@ -21,7 +21,7 @@ from mediahost.gpu import IN_CONTAINER, Card, Decision, Facts, Given, Release, U
 from mediahost.render import gpu as wanted_files
 from mediahost.render.compose import render_compose
 from mediahost.wanted import Wanted
-from operations import apt, files, manifest, reboot, report, units, vendor_key
+from operations import apt, files, manifest, owed, reboot, report, units, vendor_key
 from operations.convergence import Commands, Step, converge
 from operations.vendor_key import VendorKey
 
@@ -207,8 +207,8 @@ def file_steps(settings: Settings, decided: Decision, seen: Snapshot) -> list[St
     for path, pending, then in (
         (wanted_files.UDEV_PATH, None, _RENAME),
         (wanted_files.MODPROBE_PATH, _INITRAMFS, ""),
-        (wanted_files.CDI_UNIT_PATH, wanted_files.CDI_UNIT, units.RELOAD),
-        (wanted_files.STARTED_UNIT_PATH, wanted_files.STARTED_UNIT, units.RELOAD),
+        (wanted_files.CDI_UNIT_PATH, wanted_files.CDI_UNIT, owed.RELOAD),
+        (wanted_files.STARTED_UNIT_PATH, wanted_files.STARTED_UNIT, owed.RELOAD),
     ):
         found = files.steps([file for file in wanted if file.path == path], seen, pending=pending)
         steps += found
@@ -234,12 +234,12 @@ def _removal_steps(wanted: set[str], seen: Snapshot) -> list[Step]:
     gone = [unit for unit, path in _UNITS.items() if path in left]
     lines += [units.stopped(unit) for unit in gone]
     if wanted_files.MODPROBE_PATH in left:
-        lines.append(files.mark_pending(_INITRAMFS))
+        lines.append(owed.mark(_INITRAMFS))
     lines.append(f"rm -f {' '.join(left)}")
     if wanted_files.UDEV_PATH in left:
         lines.append(_RENAME)
     if gone:
-        lines.append(units.RELOAD)
+        lines.append(owed.RELOAD)
     changes = [Step(f"{path}: not wanted any more") for path in left]
     return [*changes[:-1], Step(changes[-1].change, "\n".join(lines))]
 
@@ -339,7 +339,7 @@ def _initramfs_steps(seen: Snapshot, changed: bool = False) -> list[Step]:
     command = f"""if command -v update-initramfs >/dev/null; then update-initramfs -u -k all >/dev/null
 elif command -v dracut >/dev/null; then dracut --force --regenerate-all
 fi
-{files.clear_pending(_INITRAMFS)}"""
+{owed.clear(_INITRAMFS)}"""
     return [Step("initramfs: modules have other options, is made anew", command, timeout=1800)]
 
 

@@ -19,7 +19,7 @@ from mediahost.render import base as base_artefacts
 from mediahost.render import hardening as wanted
 from mediahost.render import marked
 from mediahost.resources import File
-from operations import apt, base, files, report, units
+from operations import apt, base, files, owed, report, units
 from operations.convergence import Commands, Step, converge
 from operations.guard import Guard
 
@@ -308,7 +308,7 @@ def _unload_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     if wanted.audit_file(settings) or wanted.AUDIT_UNIT not in seen.pending:
         return []
     command = "if command -v augenrules >/dev/null; then augenrules --load >/dev/null; fi\n"
-    return [Step("audit rules: are unloaded", command + files.clear_pending(wanted.AUDIT_UNIT))]
+    return [Step("audit rules: are unloaded", command + owed.clear(wanted.AUDIT_UNIT))]
 
 
 def _unit_steps(settings: Settings, seen: Snapshot) -> list[Step]:

@@ -14,7 +14,7 @@ from pyinfra.api import operation
 from facts.snapshot import STATE_DIRECTORY, Snapshot
 from mediahost.render import caches, follow, forwarding, gpu, plex, smart, snapraid, swap, totp, wall
 from mediahost.resources import File
-from operations import files
+from operations import files, owed
 from operations.convergence import Commands, Step, converge
 from operations.guard import SSHD_RELOAD, Guard
 
@@ -86,7 +86,7 @@ def prune_steps(owned: Mapping[str, str], seen: Snapshot, before_ssh: bool = Fal
     if not obsolete:
         return []
     command, stdin = files.write((_file(owned),))
-    marks = [files.mark_pending(unit) for unit in sorted(set(obsolete.values())) if unit]
+    marks = [owed.mark(unit) for unit in sorted(set(obsolete.values())) if unit]
     removal = "rm -f " + " ".join(shlex.quote(path) for path in sorted(obsolete))
     changes = [Step(f"{path}: not wanted any more") for path in sorted(obsolete)]
     return [*changes[:-1], Step(changes[-1].change, "\n".join((*marks, removal, command)), stdin=stdin)]

@@ -17,7 +17,7 @@ from mediahost.render import mounts as render
 from mediahost.render.mounts import Mount
 from mediahost.storage import Disk
 from mediahost.wanted import Wanted
-from operations import apt, files, units
+from operations import apt, files, owed, units
 from operations.convergence import Commands, Step, converge
 
 _MAKE = {
@@ -232,7 +232,7 @@ def _mount_command(mount: Mount, points: Sequence[str], anew: bool) -> str:
     at, unit = shlex.quote(mount.at), shlex.quote(mount.unit)
     automount = "".join(f" {shlex.quote(name)}" for name in _automount(mount))
     lines = [
-        units.RELOAD,
+        owed.RELOAD,
         # Directories of an earlier tree: nothing but directories, or this stage had refused. Of all mount points,
         # because the line after next makes them all immutable.
         f"""for at in {" ".join(map(shlex.quote, points))}; do
@@ -259,7 +259,7 @@ done""",
     lines.append(f"systemctl start {shlex.quote(mount.sentinel_unit)}")
     # Where somebody removed the file alone, a restart of that unit would stop all who need it.
     lines.append(f"[ -e {shlex.quote(mount.sentinel)} ] || {render.SCRIPT_PATH} present {at}")
-    lines.append(files.clear_pending(mount.unit))
+    lines.append(owed.clear(mount.unit))
     return "\n".join(lines)
 
 
@@ -291,8 +291,8 @@ rm -f {" ".join(map(shlex.quote, gone))}
 free_point {shlex.quote(at)} || true
 awk -v at={shlex.quote(at)} '$1 != at' {render.TABLE_PATH} >{render.TABLE_PATH}.new
 mv -f {render.TABLE_PATH}.new {render.TABLE_PATH}
-{files.clear_pending(unit)}
-{units.RELOAD}"""
+{owed.clear(unit)}
+{owed.RELOAD}"""
         told = f"{at}: not wanted any more, its unit and guard are removed; it stays mounted until the next boot"
         steps.append(Step(told, command))
     if not wanted.mounts:

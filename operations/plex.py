@@ -21,7 +21,7 @@ from mediahost.plex import NAME, PACKAGE, UNIT
 from mediahost.render import plex as artefacts
 from mediahost.stack import vault_folder
 from mediahost.wanted import Wanted
-from operations import apt, files, gpu, report, storage, units, vendor_key
+from operations import apt, files, gpu, owed, report, storage, units, vendor_key
 from operations.convergence import Commands, Step, converge
 from operations.vendor_key import VendorKey
 
@@ -135,7 +135,7 @@ def file_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     wanted = artefacts.drop_in(settings, seen.groups)
     steps = files.steps((wanted,), seen, pending=UNIT if present else None)
     if steps and present:
-        steps.append(Step(f"{UNIT}: systemd reads its drop-in", units.RELOAD))
+        steps.append(Step(f"{UNIT}: systemd reads its drop-in", owed.RELOAD))
     return steps + files.steps((artefacts.needrestart_file(),), seen)
 
 
@@ -287,10 +287,10 @@ def off_steps(settings: Settings, seen: Snapshot) -> list[Step]:
 apt-mark unhold {PACKAGE} >/dev/null 2>&1 || true
 rm -f {others}
 rm -rf {_RECORDS} {vendor_key.record_path(NAME)}
-{files.clear_pending(UNIT)}
+{owed.clear(UNIT)}
 rm -f {last}
 rmdir {last.rpartition("/")[0]} 2>/dev/null || true
-{units.RELOAD}"""
+{owed.RELOAD}"""
     told = "Plex: switched off, is stopped (whoever plays is interrupted); package, library and preferences stay"
     return [Step(told, command, timeout=300)]
 

@@ -23,7 +23,7 @@ from mediahost.render import ssh as wanted
 from mediahost.render import totp as render_totp
 from mediahost.render.ssh import Server
 from mediahost.resources import File
-from operations import apt, files, report, totp, units
+from operations import apt, files, owed, report, totp, units
 from operations.convergence import Commands, Step, converge
 from operations.guard import SSHD_READS, SSHD_RELOAD, Guard
 
@@ -138,7 +138,7 @@ def host_key_steps(seen: Snapshot) -> list[Step]:
 
 def _generate(kind: str, path: str) -> str:
     # ssh-keygen asks before it overwrites; a run that died can have left the public half alone.
-    return f"{files.mark_pending(UNIT)}\nrm -f {path}.pub\nssh-keygen -q -t {kind} -N '' -C '' -f {path}"
+    return f"{owed.mark(UNIT)}\nrm -f {path}.pub\nssh-keygen -q -t {kind} -N '' -C '' -f {path}"
 
 
 def moduli_steps(settings: Settings, seen: Snapshot) -> list[Step]:
@@ -169,7 +169,7 @@ def socket_steps(settings: Settings, seen: Snapshot) -> list[Step]:
     if not generated:
         leftovers = [path for path in leftovers if path == wanted.SOCKET_PATH]
     told = "ports come from sshd_config on this release, is removed"
-    return [Step(f"{path}: {told}", f"{files.mark_pending(UNIT)}\nrm {path}") for path in leftovers]
+    return [Step(f"{path}: {told}", f"{owed.mark(UNIT)}\nrm {path}") for path in leftovers]
 
 
 def move_steps(settings: Settings, seen: Snapshot, control: ControlSide) -> list[Step]:
@@ -287,7 +287,7 @@ def steps(
     moduli = moduli_steps(settings, seen)
     if found or UNIT in seen.pending:
         change = f"{UNIT}: runs with an older configuration, is reloaded (sessions go on)"
-        reload = Step(change, f"{_TAKE_INTO_USE}\n{files.clear_pending(UNIT)}")
+        reload = Step(change, f"{_TAKE_INTO_USE}\n{owed.clear(UNIT)}")
         return [*move_steps(settings, seen, control), *moduli, *before, *found, reload, *after]
     if moduli or before or after:
         return [*moduli, *before, *after]

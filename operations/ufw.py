@@ -20,7 +20,7 @@ from mediahost.render import firewall as wanted
 from mediahost.render.firewall import Exposed
 from mediahost.resources import File, FirewallRule
 from mediahost.vpn import Vpn
-from operations import apt, files, report, units
+from operations import apt, files, owed, report, units
 from operations.convergence import Commands, Step, converge
 from operations.guard import UFW_RELOAD, Guard
 
@@ -271,14 +271,12 @@ def steps(settings: Settings, exposed: Sequence[Exposed], seen: Snapshot, vpn: V
     found += default_steps(settings, seen)
     found += files.steps(after_files(settings, exposed, seen), seen, pending=UNIT)
     if not seen.ufw_enabled:
-        enable = f"LC_ALL=C ufw --force enable >/dev/null\n{files.clear_pending(UNIT)}"
+        enable = f"LC_ALL=C ufw --force enable >/dev/null\n{owed.clear(UNIT)}"
         return [*found, Step("firewall: not enabled", enable)]
     if UNIT in seen.pending or any(step.stdin for step in found):
         return [
             *found,
-            Step(
-                "firewall: rules changed, are loaded", f"LC_ALL=C ufw reload >/dev/null\n{files.clear_pending(UNIT)}"
-            ),
+            Step("firewall: rules changed, are loaded", f"LC_ALL=C ufw reload >/dev/null\n{owed.clear(UNIT)}"),
         ]
     return found + live_steps(settings, exposed, seen)
 

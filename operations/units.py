@@ -1,7 +1,7 @@
 """systemd units: enabled, running, and running with the configuration that is on disk now.
 
 A restart is a state, not a handler: whoever changes a unit's files marks it pending before the change
-(`files.mark_pending`), and the mark goes only after the restart. A run that dies in between owes the restart to
+(`owed.mark`), and the mark goes only after the restart. A run that dies in between owes the restart to
 the next one.
 """
 
@@ -13,11 +13,8 @@ from collections.abc import Iterable
 from pyinfra.api import operation
 
 from facts.snapshot import Snapshot
+from operations import owed
 from operations.convergence import Commands, Step, converge
-from operations.files import clear_pending
-
-RELOAD = "systemctl daemon-reload"
-"""Lets systemd read unit files anew."""
 
 _DIRECTORY = "/etc/systemd/system/"
 
@@ -46,16 +43,14 @@ def steps(
     if state.enabled not in _ENABLED:
         found.append(Step(f"{unit}: not enabled", f"systemctl -q enable {name}"))
     if state.needs_daemon_reload:
-        found.append(Step(f"{unit}: unit files changed since systemd read them", RELOAD))
+        found.append(Step(f"{unit}: unit files changed since systemd read them", owed.RELOAD))
     if state.active not in ("active", "reloading", "activating"):
         found.append(
-            Step(
-                f"{unit}: {state.active}", f"systemctl reset-failed {name} || true\n{command}\n{clear_pending(unit)}"
-            )
+            Step(f"{unit}: {state.active}", f"systemctl reset-failed {name} || true\n{command}\n{owed.clear(unit)}")
         )
     elif pending:
         found.append(
-            Step(f"{unit}: runs with an older configuration, is restarted{cost}", f"{command}\n{clear_pending(unit)}")
+            Step(f"{unit}: runs with an older configuration, is restarted{cost}", f"{command}\n{owed.clear(unit)}")
         )
     return found
 
@@ -65,7 +60,7 @@ def unread_steps(unit: str, path: str, seen: Snapshot) -> list[Step]:
     state = seen.units.get(unit)
     if path not in seen.paths or not (state is None or state.load == "not-found"):
         return []
-    return [Step(f"{unit}: systemd has not read it", RELOAD)]
+    return [Step(f"{unit}: systemd has not read it", owed.RELOAD)]
 
 
 def restarted(unit: str, words_of: str = "") -> str:
@@ -89,7 +84,7 @@ def reading_steps(written: Iterable[Step], whose: str) -> list[Step]:
     """The step that lets systemd read unit files, where any of the steps in `written` changes one."""
     if not any(step.change.startswith(_DIRECTORY) for step in written):
         return []
-    return [Step(f"systemd: reads {whose}", RELOAD)]
+    return [Step(f"systemd: reads {whose}", owed.RELOAD)]
 
 
 def stopped(unit: str) -> str:
@@ -103,7 +98,7 @@ def removal_steps(unit: str, paths: Iterable[str], seen: Snapshot) -> list[Step]
     left = [path for path in paths if path in seen.paths]
     if not left:
         return []
-    command = f"{stopped(unit)}\nrm -f {' '.join(map(shlex.quote, left))}\n{RELOAD}\n{clear_pending(unit)}"
+    command = f"{stopped(unit)}\nrm -f {' '.join(map(shlex.quote, left))}\n{owed.RELOAD}\n{owed.clear(unit)}"
     return [Step(f"{unit}: switched off, is removed", command)]
 
 

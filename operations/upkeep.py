@@ -14,7 +14,7 @@ from facts.snapshot import Request, Snapshot
 from mediahost.config import Settings
 from mediahost.render import smart, snapraid, swap
 from mediahost.render.upkeep import UNITS, Concern
-from operations import apt, files, report, units
+from operations import apt, files, owed, report, units
 from operations.convergence import Commands, Step, converge
 
 TRIM_UNIT = "fstrim.timer"
@@ -61,9 +61,9 @@ def _removal_steps(concern: Concern, seen: Snapshot) -> list[Step]:
     if not left:
         return []
     lines = [units.stopped(unit) for unit in concern.own_units]
-    lines += [f"rm -f {' '.join(map(shlex.quote, left))}", units.RELOAD]
+    lines += [f"rm -f {' '.join(map(shlex.quote, left))}", owed.RELOAD]
     lines += [concern.afterwards] if concern.afterwards else []
-    lines += [files.clear_pending(unit) for unit in sorted({*concern.own_units, *concern.files})]
+    lines += [owed.clear(unit) for unit in sorted({*concern.own_units, *concern.files})]
     return [Step(f"{concern.name}: switched off, is removed; packages and data stay", "\n".join(lines))]
 
 

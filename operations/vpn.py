@@ -19,7 +19,7 @@ from mediahost.render import forwarding, wall
 from mediahost.stack import PROJECT
 from mediahost.vpn import BRIDGE, LINK, NETWORK, TABLE, Vpn
 from mediahost.wanted import Wanted
-from operations import apt, files, manifest, units
+from operations import apt, files, manifest, owed, units
 from operations.convergence import Commands, Step, converge
 
 _NETWORK = f"{PROJECT}_{NETWORK}"
@@ -211,7 +211,7 @@ def off_steps(wanted: Wanted, seen: Snapshot) -> list[Step]:
     # there, a run that died here goes on.
     command = f"""{_network_removed(wanted)}
 rm -f {wall.DOCKER_PATH} {wall.NETWORKD_PATH}
-{units.RELOAD}
+{owed.RELOAD}
 {units.stopped(wall.TUNNEL_UNIT)}
 {units.stopped(wall.WALL_UNIT)}
 ip link delete {LINK} 2>/dev/null || true
@@ -225,9 +225,9 @@ done
 nft delete table inet {wall.NFT_TABLE} 2>/dev/null || true
 rm -rf {wall.RUN_DIRECTORY}
 rm -f {" ".join(path for path in left if path != wall.RULESET_PATH)}
-{units.RELOAD}
-{files.clear_pending(wall.WALL_UNIT)}
-{files.clear_pending(wall.TUNNEL_UNIT)}
+{owed.RELOAD}
+{owed.clear(wall.WALL_UNIT)}
+{owed.clear(wall.TUNNEL_UNIT)}
 rm -f {wall.RULESET_PATH}
 rmdir {posixpath.dirname(wall.RULESET_PATH)} 2>/dev/null || true"""
     return [Step("VPN: switched off, its tunnel and its wall are removed; the packages stay", command)]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import operations.files as files_module
 from facts.snapshot import PathState, Snapshot
 from mediahost.resources import File
-from operations import files
+from operations import files, owed
 
 OLD = b"the old content\n"
 NEW = b"the new content\n"
@@ -305,13 +305,13 @@ def test_the_mark_is_made_before_the_file_and_taken_back_by_its_command(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = target.parent.parent / "state"
-    monkeypatch.setattr(files_module, "STATE_DIRECTORY", str(state))
+    monkeypatch.setattr(owed, "_DIRECTORY", f"{state}/pending")
     log = target.parent.parent / "log"
     look = f"[ -e {state}/pending/x.service ] && echo marked >>{log}"
     done = run([file(target)], pending="x.service", path=shims(target.parent.parent / "bin", look, ("base64",)))
     assert done.returncode == 0, done.stderr
     assert log.read_text() == "marked\n"
-    subprocess.run(["sh", "-c", files.clear_pending("x.service")], check=True)
+    subprocess.run(["sh", "-c", owed.clear("x.service")], check=True)
     assert list((state / "pending").iterdir()) == []
 
 
