@@ -25,7 +25,6 @@ from tests.lab.waiting import becomes, reboot
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.exhaustive,
     pytest.mark.proof(
         "Storage: what is mounted, what is missing, and what is never written or formatted", "media-host"
     ),
@@ -158,6 +157,7 @@ def unstored(provisioned: Home) -> Iterator[Store]:
 # --- what is there
 
 
+@pytest.mark.exhaustive
 def test_three_filesystems_and_a_pool_are_made_and_a_second_run_changes_nothing(store: Store) -> None:
     for filesystem in ("ext4", "xfs", "btrfs"):
         assert any(f"empty, gets {filesystem}" in change for change in store.made), store.made
@@ -170,6 +170,7 @@ def test_three_filesystems_and_a_pool_are_made_and_a_second_run_changes_nothing(
     assert store.home.apply()["changes"] == []
 
 
+@pytest.mark.exhaustive
 def test_everything_is_mounted_again_after_a_boot_and_a_plan_finds_nothing(store: Store) -> None:
     store.root("echo kept >/data/media/kept")
     reboot(store.host)
@@ -178,6 +179,7 @@ def test_everything_is_mounted_again_after_a_boot_and_a_plan_finds_nothing(store
     assert becomes(lambda: store.changes() == []), store.changes()
 
 
+@pytest.mark.exhaustive
 def test_a_hardlink_inside_the_pool_is_one_file_in_a_container_too(store: Store) -> None:
     # Of the first name the kernel remembers for a second that it was the only one.
     inside = "cd /data && echo x >torrents/a && ln torrents/a media/a && sleep 2 && stat -c %i:%h torrents/a media/a"
@@ -211,6 +213,7 @@ _PARTITION = (
         pytest.param("mkfs.ext4 -q {0} && mkdir -p /old && mount -o ro {0} /old", "mounted at /old", id="in use"),
     ],
 )
+@pytest.mark.exhaustive
 def test_a_disk_with_data_is_refused_with_what_is_on_it_and_not_a_byte_is_changed(
     unstored: Store, prepare: str, says: str
 ) -> None:
@@ -226,6 +229,7 @@ def test_a_disk_with_data_is_refused_with_what_is_on_it_and_not_a_byte_is_change
     assert unstored.container(USES_DATA) == "running"
 
 
+@pytest.mark.exhaustive
 def test_a_disk_that_holds_data_is_used_as_it_is_without_format(unstored: Store) -> None:
     device = f"{BY_ID}4"
     unstored.root(
@@ -260,6 +264,7 @@ def test_files_that_a_mount_would_hide_are_told_and_stay(unstored: Store) -> Non
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.exhaustive
 def test_without_a_disk_the_host_boots_nobody_who_needs_it_runs_and_plugged_in_it_heals(
     store: Store, number: int
 ) -> None:
@@ -281,6 +286,7 @@ def test_without_a_disk_the_host_boots_nobody_who_needs_it_runs_and_plugged_in_i
     store.heals()
 
 
+@pytest.mark.exhaustive
 def test_a_disk_that_is_pulled_while_it_is_written_to_takes_its_users_down_and_brings_them_back(store: Store) -> None:
     store.root("echo kept >/mnt/my-disk/kept && sync")
     store.root("nohup sh -c 'while sleep 0.2; do date >>/data/media/growing; done' </dev/null >/dev/null 2>&1 &")
@@ -298,6 +304,7 @@ def test_a_disk_that_is_pulled_while_it_is_written_to_takes_its_users_down_and_b
     assert store.root("cat /mnt/my-disk/kept") == "kept"
 
 
+@pytest.mark.exhaustive
 def test_a_boot_after_the_users_were_stopped_starts_them_all_the_same(store: Store) -> None:
     """The engine does not start at boot what somebody stopped, and for it the guard is somebody."""
     with faults.disk_removed(store.host, 1):
@@ -307,6 +314,7 @@ def test_a_boot_after_the_users_were_stopped_starts_them_all_the_same(store: Sto
     store.heals()
 
 
+@pytest.mark.exhaustive
 def test_who_was_stopped_by_a_person_stays_stopped_when_the_disk_comes_back(store: Store) -> None:
     name = store.root("docker ps -q --filter label=mediahost.service=radarr")
     store.root(f"docker stop {name}")
@@ -316,6 +324,7 @@ def test_who_was_stopped_by_a_person_stays_stopped_when_the_disk_comes_back(stor
     assert store.container("radarr") == "exited"
 
 
+@pytest.mark.exhaustive
 def test_a_disk_that_is_unmounted_in_order_takes_its_users_down_and_stays_away_until_a_run(store: Store) -> None:
     store.root("systemctl stop mnt-disk1.mount")
     assert store.rests(USES_DATA, limit=5)
@@ -331,6 +340,7 @@ def test_a_disk_that_is_unmounted_in_order_takes_its_users_down_and_stays_away_u
 # --- full, drift, changed, off
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_changes_nothing_for_a_run(store: Store) -> None:
     with faults.disk_full(store.host, "/mnt/disk1"), faults.disk_full(store.host, "/mnt/my-disk"):
         with faults.disk_full(store.host, "/mnt/disk3"):
@@ -349,6 +359,7 @@ def test_a_full_disk_changes_nothing_for_a_run(store: Store) -> None:
         pytest.param("rm /usr/local/lib/mediahost/mounts", "/usr/local/lib/mediahost/mounts: missing", id="script"),
     ],
 )
+@pytest.mark.exhaustive
 def test_drift_of_the_guard_is_named_and_mended(store: Store, breaks: str, says: str) -> None:
     store.root("systemctl stop mediahost-mounts.service")  # it would mend some of it first
     store.root(breaks)
@@ -357,6 +368,7 @@ def test_drift_of_the_guard_is_named_and_mended(store: Store, breaks: str, says:
     assert store.changes() == []
 
 
+@pytest.mark.exhaustive
 def test_other_options_are_taken_into_use_and_the_plan_says_what_stops_meanwhile(store: Store) -> None:
     store.home.settle(**{**POOLED, "storage_disks": [{**EXT4, "options": ["commit=60"]}, XFS, BTRFS]})
     assert any("mnt-disk1.mount: content differs" in change for change in store.changes())
@@ -365,6 +377,7 @@ def test_other_options_are_taken_into_use_and_the_plan_says_what_stops_meanwhile
     store.heals()
 
 
+@pytest.mark.exhaustive
 def test_what_is_taken_out_is_not_unmounted_and_its_data_and_the_bare_directory_are_free_after_a_boot(
     store: Store,
 ) -> None:
@@ -423,6 +436,7 @@ def shared(unstored: Store, nas: Machine) -> Store:
     return unstored
 
 
+@pytest.mark.exhaustive
 def test_nfs_is_mounted_hard_in_version_4_2_on_first_use_and_a_second_run_changes_nothing(shared: Store) -> None:
     options = shared.root("findmnt -n -o OPTIONS --mountpoint /data -t nfs4,nfs")
     assert {"vers=4.2", "hard", "noatime"} <= set(options.split(","))
@@ -431,6 +445,7 @@ def test_nfs_is_mounted_hard_in_version_4_2_on_first_use_and_a_second_run_change
     assert shared.changes() == []
 
 
+@pytest.mark.exhaustive
 def test_a_server_that_goes_is_waited_for_by_who_writes_and_told_by_the_plan(shared: Store, nas: Machine) -> None:
     with faults.paused(nas):
         assert any("does not answer" in change for change in shared.changes())
@@ -442,6 +457,7 @@ def test_a_server_that_goes_is_waited_for_by_who_writes_and_told_by_the_plan(sha
     assert shared.container(USES_DATA) == "running"
 
 
+@pytest.mark.exhaustive
 def test_a_server_that_was_away_at_boot_is_tried_until_it_is_back(shared: Store, nas: Machine) -> None:
     shared.host.shutdown()
     with faults.paused(nas):
@@ -454,6 +470,7 @@ def test_a_server_that_was_away_at_boot_is_tried_until_it_is_back(shared: Store,
     assert nas.run("sudo ls /export/media").stdout.split().count("written") == 0
 
 
+@pytest.mark.exhaustive
 def test_smb_is_mounted_with_credentials_that_root_alone_reads_and_no_password_is_shown(
     unstored: Store, nas: Machine
 ) -> None:
